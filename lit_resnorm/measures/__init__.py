@@ -1,0 +1,1 @@
+"""Estimators on tensors and plain modules: torch only, no Trainer needed."""

@@ -1,0 +1,298 @@
+"""Places in a network, in the order of execution, and visits to them.
+
+A *site* is an application of a leaf module, a functional activation, or the addition
+that ends a residual branch. :func:`~lit_resnorm.measures.tracing.trace` finds them in
+one forward pass of any network; nothing is converted. :func:`visiting` calls a
+:class:`Visitor` at each of them in later passes. All probes share these names, so that
+their tables join.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+Kind = Literal["activation", "norm", "addition", "module"]
+
+# Elementwise activations by the names of their functions, in-place forms and
+# underscores aside; torch's modules have the same names.
+ACTIVATIONS = frozenset(
+    [
+        "relu",
+        "relu6",
+        "leakyrelu",
+        "prelu",
+        "rrelu",
+        "gelu",
+        "silu",
+        "elu",
+        "selu",
+        "celu",
+        "mish",
+        "hardswish",
+        "softplus",
+        "tanh",
+        "sigmoid",
+        "hardtanh",
+        "hardsigmoid",
+        "logsigmoid",
+        "softsign",
+        "tanhshrink",
+    ]
+)
+_ADDITIONS = frozenset(["add", "add_"])
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the network.
+
+    Attributes:
+        name: Place in the order of execution, a dot, the module's name
+            (`017.net.blocks.3.act1`, `018.net.blocks.3.relu`, `019.net.blocks.3.add`).
+        kind: `activation`, `norm`, `addition` (of a residual branch) or `module`.
+        op: What is applied: `relu`, `batchnorm2d`, `add`, `conv2d` ...
+        channel_dim: Dimension of the output that counts units: 1 for convolutional
+            maps, -1 for vectors and tokens.
+        entry: Which of the candidate places of a pass this is.
+        skip: For an addition, which operand (0 or 1) is the skip connection: the one
+            with fewer operations since the two parted.
+        module: The applied module; None for functional sites.
+    """
+
+    name: str
+    kind: Kind
+    op: str
+    channel_dim: int
+    entry: int
+    skip: int | None = None
+    module: nn.Module | None = None
+
+
+class Visitor:
+    """What to do at each site; both methods do nothing unless overridden.
+
+    `before` sees the arguments before an in-place operation overwrites them. What
+    `after` returns, unless None, replaces the output.
+    """
+
+    def before(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """See the arguments of a site's module or function."""
+
+    def after(
+        self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """See the output; the arguments may have been overwritten."""
+
+
+def first_tensor(values: Any) -> Tensor | None:
+    """Return the first tensor in a nest of arguments, or None."""
+    for leaf in pytree.tree_leaves(values):
+        if isinstance(leaf, Tensor):
+            return leaf
+    return None
+
+
+def select(
+    sites: Iterable[Site],
+    pattern: str = "",
+    *,
+    kinds: Sequence[Kind] = (),
+    ops: Iterable[str] = (),
+) -> tuple[Site, ...]:
+    """Return the sites whose name matches, of the given kinds and operations.
+
+    Args:
+        sites: As `trace` gives them.
+        pattern: Regular expression searched in the names.
+        kinds: Kinds to keep; all where empty.
+        ops: Operations to keep; all where empty.
+
+    Raises:
+        ValueError: If the pattern is no regular expression, or if it matches none of
+            the sites of these kinds; the message lists their names.
+    """
+    ops = frozenset(ops)
+    fitting = [
+        site
+        for site in sites
+        if (not kinds or site.kind in kinds) and (not ops or site.op in ops)
+    ]
+    try:
+        chosen = tuple(site for site in fitting if re.search(pattern, site.name))
+    except re.error as error:
+        raise ValueError(
+            f"sites is {pattern!r}, not a regular expression: {error}"
+        ) from error
+    if fitting and not chosen:
+        names = ", ".join(site.name for site in fitting[:40])
+        more = f" and {len(fitting) - 40} more" if len(fitting) > 40 else ""
+        raise ValueError(f"sites is {pattern!r}, which matches none of {names}{more}")
+    return chosen
+
+
+@contextmanager
+def visiting(
+    model: nn.Module, sites: Iterable[Site], visitor: Visitor
+) -> Iterator[None]:
+    """Call the visitor at the given sites in the one forward pass made inside.
+
+    Raises:
+        RuntimeError: If the pass takes another way than the traced one did.
+    """
+    walk = _Visit(model, {site.entry: site for site in sites}, visitor)
+    with walk:
+        yield
+    walk.check()
+
+
+class Walk(TorchFunctionMode, ABC):
+    """Numbers the candidate places of a forward pass in the order of entry."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.entry = -1
+        self.frames: list[tuple[int, nn.Module, str]] = []
+        self._names = {
+            module: name.replace("_orig_mod.", "").removesuffix("_orig_mod").strip(".")
+            for name, module in model.named_modules()
+        }
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Walk:
+        for module in self._names:
+            self._handles += [
+                module.register_forward_pre_hook(self._enter_module, with_kwargs=True),
+                module.register_forward_hook(self._leave_module, with_kwargs=True),
+            ]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _enter_module(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.entry += 1
+        self.frames.append((self.entry, module, self._names[module]))
+        self.entered(self.entry, args, kwargs)
+
+    def _leave_module(
+        self, module: nn.Module, args: Any, kwargs: Any, output: Any
+    ) -> Any:
+        entry, entered, _ = self.frames.pop()
+        if entered is not module:
+            raise RuntimeError(f"{self._names[module]} ended while another module ran")
+        return self.left(entry, module, args, kwargs, output)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        op = name.removesuffix("_").replace("_", "")
+        if op in ACTIVATIONS or (name in _ADDITIONS and _adds_tensors(args)):
+            self.entry += 1
+            return self.applied(self.entry, op, func, args, kwargs)
+        return self.passed(name, func, args, kwargs)
+
+    @abstractmethod
+    def entered(self, entry: int, args: Any, kwargs: Any) -> None:
+        """A module begins."""
+
+    @abstractmethod
+    def left(
+        self, entry: int, module: nn.Module, args: Any, kwargs: Any, output: Any
+    ) -> Any:
+        """A module ends; what is returned, unless None, replaces its output."""
+
+    @abstractmethod
+    def applied(
+        self, entry: int, op: str, func: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        """Apply a function that may be a site."""
+
+    def passed(
+        self, _name: str, func: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        """Apply any other torch function."""
+        return func(*args, **kwargs)
+
+
+def _adds_tensors(args: tuple[Any, ...]) -> bool:
+    return (
+        len(args) > 1
+        and isinstance(args[0], Tensor)
+        and isinstance(args[1], Tensor)
+        and args[0].is_floating_point()
+        and args[0].shape == args[1].shape
+    )
+
+
+class _Visit(Walk):
+    def __init__(
+        self, model: nn.Module, sites: dict[int, Site], visitor: Visitor
+    ) -> None:
+        super().__init__(model)
+        self.sites = sites
+        self.visitor = visitor
+        self._visited = 0
+
+    def _site(
+        self, entry: int, op: str | None, module: nn.Module | None
+    ) -> Site | None:
+        site = self.sites.get(entry)
+        if site is None:
+            return None
+        if site.module is not module or (op is not None and site.op != op):
+            raise RuntimeError(
+                f"the forward pass came to {op or self._names.get(module)} where"
+                f" {site.name} was traced: its way depends on the data"
+            )
+        return site
+
+    def check(self) -> None:
+        if self._visited != len(self.sites):
+            raise RuntimeError(
+                f"the forward pass came to {self._visited} of {len(self.sites)} traced"
+                " sites: its way depends on the data"
+            )
+
+    def entered(self, entry: int, args: Any, kwargs: Any) -> None:
+        if site := self._site(entry, None, self.frames[-1][1]):
+            self.visitor.before(site, args, kwargs)
+
+    def left(
+        self, entry: int, module: nn.Module, args: Any, kwargs: Any, output: Any
+    ) -> Any:
+        site = self._site(entry, None, module)
+        if site is None:
+            return None
+        self._visited += 1
+        return self.visitor.after(site, args, kwargs, output)
+
+    def applied(
+        self, entry: int, op: str, func: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        site = self._site(entry, op, None)
+        if site is None:
+            return func(*args, **kwargs)
+        self._visited += 1
+        self.visitor.before(site, args, kwargs)
+        output = func(*args, **kwargs)
+        replaced = self.visitor.after(site, args, kwargs, output)
+        return output if replaced is None else replaced
