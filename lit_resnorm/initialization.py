@@ -1,0 +1,98 @@
+"""Random numbers for weights, so that compared variants start from the same ones.
+
+Every weight tensor has a generator of its own, seeded by one number from torch's
+global generator (drawn once a net) and by the tensor's name. Two nets built after the
+same `seed_everything` therefore agree in every tensor of equal name and shape, up to
+the standard deviation that each gives it, whatever else they own, and leave the global
+generator in the same state.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Draws", "ScaledStandardization", "correlate_in_depth", "pin_row_norm"]
+
+
+class Draws:
+    """Standard normal tensors by name; consumes one number of the global generator."""
+
+    def __init__(self) -> None:
+        self.seed = int(torch.randint(2**63 - 1, ()))
+
+    def normal(self, name: str, shape: torch.Size | tuple[int, ...]) -> Tensor:
+        """Return the float64 standard normal tensor called `name`.
+
+        float64 whatever the net's dtype, so that nets of different precision start
+        from the same weights.
+
+        Args:
+            name: The parameter's name in the net, as `blocks.3.w1.weight`.
+            shape: Its shape.
+
+        Returns:
+            float64 tensor on the CPU; the same for the same name and shape.
+        """
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+        return torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+
+
+@torch.no_grad()
+def correlate_in_depth(weights: list[nn.Parameter], length: float) -> None:
+    r"""Turn independent weights into a Gaussian process in depth, in place.
+
+    .. math:: \operatorname{Cov}(W_k, W_{k'}) = \sigma^2
+              \exp\left(-(k - k')^2 / (2 L^2 b^2)\right) \text{ for each entry}
+
+    Source: Marion (2023), arXiv 2305.06648, smooth initialisation (public code).
+
+    Args:
+        weights: The weights of the L depths in order, of one shape, each entry drawn
+            independently with standard deviation sigma.
+        length: The correlation length b, in units of the whole depth.
+    """
+    stacked = torch.stack([weight.double() for weight in weights])
+    times = torch.arange(len(weights), dtype=torch.float64) / len(weights)
+    gaps = times[:, None] - times[None, :]
+    # eigh and not Cholesky: the kernel is singular to rounding at any useful depth.
+    values, vectors = torch.linalg.eigh(torch.exp(-(gaps**2) / (2 * length**2)))
+    root = vectors * values.clamp_min(0).sqrt()
+    mixed = torch.einsum("kj,j...->k...", root @ vectors.T, stacked)
+    for weight, value in zip(weights, mixed, strict=True):
+        weight.copy_(value)
+
+
+@torch.no_grad()
+def pin_row_norm(layer: nn.Module, std: float) -> None:
+    """Reparametrise a weight layer as `g v / |v|` by rows, with g at its He value.
+
+    Source: Salimans & Kingma (2016), arXiv 1602.07868, equation 2; g starts at the norm
+    that a row of this standard deviation has on average instead of at its own norm.
+
+    Args:
+        layer: A linear or convolutional layer.
+        std: Standard deviation of its weights at initialisation.
+    """
+    nn.utils.parametrizations.weight_norm(layer)
+    parts = layer.parametrizations["weight"]  # pyright: ignore[reportIndexIssue]
+    parts.original0.fill_(std * math.sqrt(parts.original1[0].numel()))
+
+
+class ScaledStandardization(nn.Module):
+    """A parametrisation: rows of mean 0 and of norm `sqrt(2 / (1 - 1/pi))`.
+
+    Source: Brock, De, Smith & Simonyan (2021), arXiv 2102.06171, section 2, with the
+    gain of ReLU; without the learnable gain a row.
+    """
+
+    gain = math.sqrt(2 / (1 - 1 / math.pi))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the standardised weight, of the same shape."""
+        rows = weight.flatten(1)
+        centred = rows - rows.mean(1, keepdim=True)
+        norm = centred.norm(dim=1, keepdim=True).clamp_min(1e-6)
+        return (self.gain * centred / norm).view_as(weight)
