@@ -1,0 +1,80 @@
+"""Activation rates through training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor
+
+from lit_resnorm.measures.activation import activation_rates, rectifier_sites
+from lit_resnorm.measures.observe import Reduce
+from lit_resnorm.measures.sites import Site
+from lit_resnorm_callbacks.base import Batch, Cadence, Probe
+
+
+class ActivationRateMonitor(Probe):
+    """Log how often the units of each layer are on, and which never or always are.
+
+    Sees modules and functions (`F.relu`, `torch.relu`, in place or not) alike: ReLU
+    and its kin, of any network. Other activations are left out, and named at set-up.
+
+    Logs:
+        activation/rate/<site>: Share of (example, position, unit) with a positive
+            preactivation, in [0, 1]; 0.5 at a usual initialisation.
+        activation/dead/<site>: Share of units that are on for no example of any rank.
+        activation/always_on/<site>: Share of units that are on for every example.
+        activation/rate_mean: Mean of the rates over sites.
+        activation/seconds: Seconds that the measurement took.
+        activation/failed: 1 where a measurement came to nothing.
+
+    Args:
+        name: Prefix of the logged names.
+        cadence: Optimizer steps between measurements.
+        num_examples: Size of the probe batch, over all ranks.
+        **options: See :class:`~lit_resnorm_callbacks.base.Probe`.
+    """
+
+    def __init__(
+        self,
+        name: str = "activation",
+        cadence: Cadence | int = 100,
+        num_examples: int = 256,
+        **options: Any,
+    ) -> None:
+        super().__init__(name, cadence, num_examples, **options)
+        self._rectifiers: tuple[Site, ...] = ()
+
+    def prepare(self, module: LightningModule, sites: tuple[Site, ...]) -> None:
+        """Choose the sites; say which activations have no rate."""
+        self._rectifiers = rectifier_sites(sites, self.sites)
+        others = {s.op for s in sites if s.kind == "activation"}
+        others -= {s.op for s in rectifier_sites(sites)}
+        if others:
+            rank_zero_info(f"{self.name}: {', '.join(sorted(others))} have no rate")
+        if not self._rectifiers:
+            rank_zero_info(
+                f"{self.name}: {type(module).__name__} has no ReLU or kin, so no rate"
+            )
+
+    def measure(
+        self, module: LightningModule, batch: Batch, reduce: Reduce
+    ) -> dict[str, Tensor]:
+        """Return rate, dead and always_on by site, and the mean rate."""
+        if not self._rectifiers:
+            return {}
+        rates = activation_rates(
+            module,
+            batch,
+            sites=self._rectifiers,
+            forward=self.forward_fn,
+            norm_mode=self.norm_mode,
+            reduce=reduce,
+        )
+        values = {f"rate/{site}": r.rate for site, r in rates.items()}
+        values |= {f"dead/{site}": r.dead for site, r in rates.items()}
+        values |= {f"always_on/{site}": r.always_on for site, r in rates.items()}
+        mean = torch.stack([r.rate for r in rates.values()]).mean()
+        return {**values, "rate_mean": mean}

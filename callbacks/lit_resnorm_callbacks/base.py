@@ -1,0 +1,291 @@
+"""What every probe shares: when it measures, on what, and where the values go."""
+
+from __future__ import annotations
+
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from lit_resnorm.measures.observe import (
+    NormMode,
+    Reduce,
+    check_norm_mode,
+    take_rows,
+    untouched,
+)
+from lit_resnorm.measures.sites import Site
+from lit_resnorm.measures.tracing import trace
+from lit_resnorm_callbacks.cadence import Cadence, steps_taken
+from lit_resnorm_callbacks.destinations import send_figures, send_values, to_host
+from lit_resnorm_callbacks.probe_batch import fixed_batch, network_output
+from lit_resnorm_callbacks.ranks import OutOfMemoryError, measured_together
+from lit_resnorm_callbacks.records import Records
+
+Batch = Any
+"""This rank's share of the probe batch, as the loader gives it."""
+
+# Strategies that leave only a part of the weights on a rank.
+_SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+
+
+class Probe(Callback, ABC):
+    """A measurement on a fixed batch that leaves the training as it was.
+
+    Subclasses say in `measure` what they measure. In `fit` they measure at their
+    cadence; in `validate` and `test` once, at the end; under `fast_dev_run` once.
+    Values go to every logger and to `trainer.callback_metrics`, under
+    `<name>/<quantity>` or `<name>/<quantity>/<site>`, with the number of optimizer
+    steps that the weights have taken. Quantities by site also make a table,
+    `<name>/by_depth`, and at the end one figure each.
+
+    A measurement that fails (or a value that is not finite) never ends a run: it is
+    logged as NaN, with one warning that says why and `<name>/failed`; `strict` raises.
+
+    Args:
+        name: Prefix of the logged names; two probes of a kind need two names.
+        cadence: Optimizer steps between measurements, or a :class:`Cadence`.
+        num_examples: Size of the probe batch, over all ranks.
+        norm_mode: What batch norm does: `frozen`, `eval` or `train`.
+        sites: Pattern that selects layers, searched in the names of sites.
+        batch: The probe batch, where the project has its own.
+        dataloader: A loader of the probe batch, likewise.
+        forward_fn: Takes the module and a batch, returns the network's output.
+        strict: Raise where a measurement fails.
+
+    Raises:
+        ValueError: If an option can't be right.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        cadence: Cadence | int = 100,
+        num_examples: int = 256,
+        *,
+        norm_mode: NormMode = "frozen",
+        sites: str = "",
+        batch: Any = None,
+        dataloader: Iterable[Any] | None = None,
+        forward_fn: Callable[..., Any] = network_output,
+        strict: bool = False,
+    ) -> None:
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(
+                f"name is {name!r}; use letters, digits, '_', '.' and '-' only"
+            )
+        if num_examples < 1:
+            raise ValueError(f"num_examples is {num_examples}; it must be at least 1")
+        if batch is not None and dataloader is not None:
+            raise ValueError("batch and dataloader are both given; give one")
+        self.name = name
+        self.cadence = cadence if isinstance(cadence, Cadence) else Cadence(cadence)
+        self.num_examples = num_examples
+        self.norm_mode = check_norm_mode(norm_mode)
+        self.sites = sites
+        self.forward_fn = forward_fn
+        self.strict = strict
+        self._given = {"batch": batch, "dataloader": dataloader}
+        self._batch: Batch = None
+        self._last_step: int | None = None
+        self._keys: list[str] = []
+        self._warned: set[str] = set()
+        self._records = Records()
+
+    @abstractmethod
+    def measure(
+        self, module: LightningModule, batch: Batch, reduce: Reduce
+    ) -> dict[str, Tensor]:
+        """Return the measured values by `<quantity>` or `<quantity>/<site>`.
+
+        Must leave the module as it was (use `untouched`), and call `reduce` equally
+        often on every rank, also on one whose share of the batch is empty.
+
+        Args:
+            module: The module in training, with its current weights.
+            batch: This rank's share of the probe batch.
+            reduce: Sums a tensor over ranks.
+
+        Returns:
+            0-d tensors; a 1-d tensor is a spectrum, in descending order.
+        """
+
+    def prepare(self, module: LightningModule, sites: tuple[Site, ...]) -> None:
+        """Look at the model before the first step; raise here what must be raised."""
+
+    def smaller(self) -> bool:
+        """Make the next try need less memory; return False where it can't."""
+        return False
+
+    @property
+    def prefix(self) -> str:
+        """First part of the logged names; says so where examples are coupled."""
+        return f"{self.name}_batch" if self.norm_mode == "train" else self.name
+
+    @property
+    def state_key(self) -> str:
+        """Key of this probe in checkpoints: class and name."""
+        return f"{type(self).__name__}{{{self.name}}}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what can't be worked out again: the last step and the records."""
+        return {"last_step": self._last_step, "records": self._records.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._last_step = state_dict["last_step"]
+        self._records.load_state_dict(state_dict["records"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what can't work, before anything is trained."""
+        probes = [c for c in _callbacks(trainer) if isinstance(c, Probe)]
+        if any(p is not self and p.name == self.name for p in probes):
+            raise ValueError(
+                f"two callbacks have the name {self.name!r}; give one a name"
+            )
+        strategy = type(trainer.strategy).__name__
+        if strategy in _SHARDING:
+            raise ValueError(
+                f"{self.name}: {strategy} leaves a part of the weights on each rank,"
+                " and a probe needs them whole"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fetch the probe batch, find the sites, and measure if that is asked for."""
+        self._prepare(trainer, pl_module)
+        step = steps_taken(trainer)
+        start = self.cadence.at_start or _dry(trainer)
+        if step == 0 and start:
+            self.run(trainer, pl_module, step)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Measure if this batch ended a step that the cadence names."""
+        step = steps_taken(trainer, in_batch=True)
+        fresh = step != self._last_step and not _dry(trainer)
+        if fresh and self.cadence.due(step):
+            self.run(trainer, pl_module, step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the trained weights, and draw the figures."""
+        step = steps_taken(trainer)
+        fresh = step != self._last_step and not _dry(trainer)
+        if self.cadence.at_end and fresh:
+            self.run(trainer, pl_module, step)
+        self._log_figures(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure once, where validation is not a part of training."""
+        if trainer.state.fn == "validate":
+            self._run_alone(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure once."""
+        self._run_alone(trainer, pl_module)
+
+    def teardown(
+        self, trainer: Trainer, pl_module: LightningModule, stage: str
+    ) -> None:
+        """Let go of the probe batch."""
+        self._batch = None
+
+    def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Measure, and log what was measured as of `step` optimizer steps."""
+        started = time.perf_counter()
+        values = self._measured(trainer, module)
+        self._last_step = step
+        numbers, series = to_host(values)
+        if "failed" not in numbers:
+            self._keys = [*numbers]
+        numbers["seconds"] = time.perf_counter() - started
+        self._records.add(step, numbers, series)
+        send_values(
+            trainer,
+            step,
+            {f"{self.prefix}/{key}": value for key, value in numbers.items()},
+            self._records.tables(self.prefix, step, series),
+        )
+
+    def _run_alone(self, trainer: Trainer, module: LightningModule) -> None:
+        self._prepare(trainer, module)
+        self.run(trainer, module, trainer.global_step)
+        self._log_figures(trainer)
+
+    def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
+        batch = fixed_batch(
+            trainer, module, self.num_examples, name=self.name, **self._given
+        )
+        few = take_rows(batch, slice(2))
+        with untouched(module) as run, torch.no_grad():
+            sites = run(lambda: trace(module, lambda: self.forward_fn(module, few)))
+        self.prepare(module, sites)
+        # Examples coupled by batch norm can't be shared out: every rank takes them all.
+        coupled = self.norm_mode == "train"
+        share = slice(trainer.global_rank, None, trainer.world_size)
+        self._batch = batch if coupled else take_rows(batch, share)
+
+    def _measured(self, trainer: Trainer, module: LightningModule) -> dict[str, Tensor]:
+        while True:
+            try:
+                with self._shared_statistics(trainer, module):
+                    return measured_together(
+                        trainer,
+                        lambda reduce: self.measure(module, self._batch, reduce),
+                    )
+            except OutOfMemoryError as error:
+                if self.smaller():
+                    continue
+                reason: Exception = error
+            except Exception as error:
+                reason = error
+            if self.strict:
+                raise reason
+            self._warn_once(f"{type(reason).__name__}: {reason}")
+            nan = torch.tensor(torch.nan)
+            return {**dict.fromkeys(self._keys, nan), "failed": torch.tensor(1.0)}
+
+    @contextmanager
+    def _shared_statistics(
+        self, trainer: Trainer, module: LightningModule
+    ) -> Iterator[None]:
+        # Running statistics drift apart between ranks; rank 0's are what is saved.
+        if self.norm_mode != "eval" or trainer.world_size == 1:
+            yield
+            return
+        with untouched(module), torch.no_grad():
+            for buffer in module.buffers():
+                buffer.copy_(trainer.strategy.broadcast(buffer))
+            yield
+
+    def _warn_once(self, reason: str) -> None:
+        if reason not in self._warned:
+            self._warned.add(reason)
+            rank_zero_warn(
+                f"{self.name}: nothing was measured, NaN is logged and the training"
+                f" goes on ({reason})"
+            )
+
+    def _log_figures(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and trainer.loggers and not _dry(trainer):
+            send_figures(trainer, self._last_step, self._records.figures(self.prefix))
+
+
+def _dry(trainer: Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    return getattr(trainer, "callbacks", [])

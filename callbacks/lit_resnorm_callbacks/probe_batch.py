@@ -1,0 +1,153 @@
+"""The fixed batch on which a probe measures."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, IterableDataset
+
+from lit_resnorm.measures.observe import num_rows, take_rows, untouched
+
+
+def network_output(module: nn.Module, batch: Any) -> Any:
+    """Return the module's output on a batch, however the batch is laid out.
+
+    A module's own `probe_forward(batch)` comes first. Else a dict gives the arguments
+    that `forward` names, a tuple or list its first element, a tensor itself.
+
+    Raises:
+        ValueError: If a dict lacks an argument that `forward` requires.
+    """
+    own = getattr(module, "probe_forward", None)
+    if own is not None:
+        return own(batch)
+    if isinstance(batch, dict):
+        return module(**_named_arguments(module, batch))
+    return module(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+
+def _named_arguments(module: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(module.forward).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return batch
+    required = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind is not p.VAR_POSITIONAL
+    ]
+    if missing := [name for name in required if name not in batch]:
+        raise ValueError(
+            f"{type(module).__name__}.forward needs {', '.join(missing)}, and the probe"
+            f" batch has only {', '.join(batch)}: give forward_fn or probe_forward"
+        )
+    return {p.name: batch[p.name] for p in parameters if p.name in batch}
+
+
+def fixed_batch(
+    trainer: Trainer,
+    module: LightningModule,
+    num_examples: int,
+    *,
+    name: str,
+    batch: Any = None,
+    dataloader: Iterable[Any] | None = None,
+) -> Any:
+    """Return the whole probe batch, the same on every rank, on the module's device.
+
+    The first of: `batch`; `dataloader`; the data module's `probe_dataloader()`; the
+    loader of the evaluation under way, or in `fit` the validation loader. A loader that
+    shuffles is read with fixed random states, and not through worker processes, so the
+    run's own loaders and random numbers are left alone.
+
+    Args:
+        trainer: A running trainer.
+        module: Its module, whose batch-transfer hooks apply.
+        num_examples: How many examples to take from the front.
+        name: The probe's name, for messages.
+        batch: A batch to take as it is.
+        dataloader: A loader to read from.
+
+    Raises:
+        ValueError: If there is no loader to read from, or it holds no example.
+    """
+    with untouched(module), torch.no_grad():
+        if batch is None:
+            source = dataloader if dataloader is not None else _loader(trainer, name)
+            batch = _first_examples(source, num_examples, name)
+        if trainer.world_size > 1:
+            batch = trainer.strategy.broadcast(batch)
+        batch = take_rows(batch, slice(num_examples))
+        if num_rows(batch) < num_examples:
+            rank_zero_info(
+                f"{name}: num_examples is {num_examples} and the probe data hold"
+                f" {num_rows(batch)}; all of them are used"
+            )
+        batch = trainer.precision_plugin.convert_input(batch)
+        return trainer.strategy.batch_to_device(batch, module.device)
+
+
+def _loader(trainer: Trainer, name: str) -> Iterable[Any]:
+    data = getattr(trainer, "datamodule", None)
+    if data is not None and hasattr(data, "probe_dataloader"):
+        return data.probe_dataloader()
+    loop = {
+        TrainerFn.FITTING: trainer.fit_loop.epoch_loop.val_loop,
+        TrainerFn.VALIDATING: trainer.validate_loop,
+        TrainerFn.TESTING: trainer.test_loop,
+    }[trainer.state.fn]  # type: ignore[index]
+    # The loader as it was given: Lightning's own copy may carry a distributed sampler,
+    # which pads with duplicates.
+    source = loop._data_source
+    if source.is_defined():
+        loaders = pytree.tree_leaves(
+            source.dataloader(), is_leaf=lambda x: isinstance(x, DataLoader)
+        )
+        if loaders:
+            return loaders[0]
+    raise ValueError(
+        f"{name}: there is no validation loader to take the probe batch from; give the"
+        " probe batch= or dataloader=, or the data module probe_dataloader()"
+    )
+
+
+def _first_examples(loader: Iterable[Any], num_examples: int, name: str) -> Any:
+    torch.default_generator.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
+    batches, num = [], 0
+    for batch in _in_process(loader):
+        batches.append(batch)
+        num += num_rows(batch)
+        if num >= num_examples:
+            break
+    if not num:
+        raise ValueError(f"{name}: the loader of the probe batch holds no example")
+    return batches[0] if len(batches) == 1 else _joined(batches)
+
+
+def _in_process(loader: Iterable[Any]) -> Iterator[Any]:
+    if not isinstance(loader, DataLoader) or not loader.num_workers:
+        return iter(loader)
+    if isinstance(loader.dataset, IterableDataset):
+        how: dict[str, Any] = {"batch_size": loader.batch_size}
+    else:
+        how = {"batch_sampler": loader.batch_sampler}
+    return iter(DataLoader(loader.dataset, collate_fn=loader.collate_fn, **how))
+
+
+def _joined(batches: list[Any]) -> Any:
+    def join(*leaves: Any) -> Any:
+        first = leaves[0]
+        return torch.cat(leaves) if isinstance(first, Tensor) and first.ndim else first
+
+    return pytree.tree_map(join, *batches)

@@ -1,0 +1,111 @@
+"""A probe's values by depth and its spectra, kept for tables and figures."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from lit_resnorm.figures import by_depth, spectrum
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Table = tuple[list[str], list[list[Any]]]
+"""Column names and rows."""
+
+_SITE = re.compile(r"(?P<quantity>.+?)/(?P<site>\d{3,}\..+)")
+
+
+class Records:
+    """Values by site and spectra, by optimizer step.
+
+    Holds at most `max_steps` steps: when full, every other one goes, so a long run
+    costs no more memory or checkpoint than a short one and the steps stay even.
+    """
+
+    def __init__(self, max_steps: int = 64) -> None:
+        self.max_steps = max_steps
+        self._by_site: dict[str, dict[str, dict[int, float]]] = {}
+        self._spectra: dict[str, dict[int, list[float]]] = {}
+        self._steps: list[int] = []
+
+    def add(
+        self, step: int, numbers: dict[str, float], series: dict[str, list[float]]
+    ) -> None:
+        """Take in one measurement; values without a site are left to the loggers."""
+        self._steps.append(step)
+        for key, value in numbers.items():
+            if match := _SITE.fullmatch(key):
+                sites = self._by_site.setdefault(match["quantity"], {})
+                sites.setdefault(match["site"], {})[step] = value
+        for key, values in series.items():
+            self._spectra.setdefault(key, {})[step] = values
+        if len(self._steps) > self.max_steps:
+            self._thin()
+
+    def _thin(self) -> None:
+        gone = set(self._steps[1::2])
+        self._steps = self._steps[::2]
+        curves: list[dict[int, Any]] = [*self._spectra.values()]
+        curves += [c for sites in self._by_site.values() for c in sites.values()]
+        for curve in curves:
+            for step in gone & curve.keys():
+                del curve[step]
+
+    def tables(
+        self, prefix: str, step: int, series: dict[str, list[float]]
+    ) -> dict[str, Table]:
+        """Return the tables of one step: all values by site, and each spectrum."""
+        tables: dict[str, Table] = {}
+        rows: dict[str, dict[str, float]] = {}
+        for quantity, sites in self._by_site.items():
+            for site, curve in sites.items():
+                if step in curve:
+                    rows.setdefault(site, {})[quantity] = curve[step]
+        if rows:
+            quantities = [*self._by_site]
+            data = [
+                [site, *(rows[site].get(q) for q in quantities)]
+                for site in sorted(rows)
+            ]
+            tables[f"{prefix}/by_depth"] = (["site", *quantities], data)
+        for key, values in series.items():
+            tables[f"{prefix}/{key}"] = (
+                ["index", key],
+                [[i, v] for i, v in enumerate(values, 1)],
+            )
+        return tables
+
+    def figures(self, prefix: str) -> dict[str, Figure]:
+        """Return one figure a quantity: by depth, or by rank for a spectrum."""
+        figures: dict[str, Figure] = {}
+        for quantity, curves in self._by_site.items():
+            sites = sorted(curves)
+            steps = sorted({step for curve in curves.values() for step in curve})
+            values = {
+                step: [curves[site].get(step, float("nan")) for site in sites]
+                for step in steps
+            }
+            key = f"{prefix}/{quantity}"
+            figures[key] = by_depth(sites, values, quantity=quantity, title=key)
+        for key, spectra in self._spectra.items():
+            name = f"{prefix}/{key}"
+            figures[name] = spectrum(spectra, quantity=key, title=name)
+        return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the records as plain containers."""
+        return {
+            "by_site": {
+                quantity: {site: {**curve} for site, curve in sites.items()}
+                for quantity, sites in self._by_site.items()
+            },
+            "spectra": {key: {**curve} for key, curve in self._spectra.items()},
+            "steps": [*self._steps],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the records of a checkpoint."""
+        self._by_site = state_dict["by_site"]
+        self._spectra = state_dict["spectra"]
+        self._steps = state_dict["steps"]

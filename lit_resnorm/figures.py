@@ -1,0 +1,88 @@
+"""Figures of what runs measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Curves = Mapping[int, tuple[Sequence[float], Sequence[float]]]
+"""By optimizer step: where the values stand across, and the values."""
+
+
+def by_depth(
+    sites: Sequence[str],
+    values: Mapping[int, Sequence[float]],
+    *,
+    quantity: str,
+    title: str = "",
+) -> Figure:
+    """Return one picture of a quantity by depth: depth across, step as colour.
+
+    Args:
+        sites: Site names in the order of execution.
+        values: By optimizer step, one value a site; NaN leaves a gap.
+        quantity: Label of the vertical axis, with its unit.
+        title: Title of the figure.
+    """
+    places = range(len(sites))
+    width = min(6.0 + 0.09 * len(sites), 14.0)
+    figure, axes = _by_step(
+        {step: (places, column) for step, column in values.items()}, width, marker="o"
+    )
+    stride = max(1, -(-len(sites) // 40))
+    axes.set_xticks(
+        places[::stride], sites[::stride], rotation=60, ha="right", fontsize=7
+    )
+    axes.set(xlabel="site, in the order of execution", ylabel=quantity, title=title)
+    return figure
+
+
+def spectrum(
+    values: Mapping[int, Sequence[float]], *, quantity: str, title: str = ""
+) -> Figure:
+    """Return one picture of ranked values: rank across, both axes log, step as colour.
+
+    Args:
+        values: By optimizer step, values in descending order; those that are not
+            positive are left out.
+        quantity: Label of the vertical axis, with its unit.
+        title: Title of the figure.
+    """
+    ranked = {
+        step: [value for value in column if value > 0]
+        for step, column in values.items()
+    }
+    figure, axes = _by_step(
+        {step: (range(1, len(r) + 1), r) for step, r in ranked.items()}, width=6.4
+    )
+    axes.set(xscale="log", yscale="log", xlabel="rank, largest first")
+    axes.set(ylabel=quantity, title=title)
+    return figure
+
+
+def _by_step(
+    curves: Curves, width: float, marker: str | None = None
+) -> tuple[Figure, Axes]:
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)  # no pyplot: nothing global, nothing to close
+    axes = figure.add_subplot()
+    steps = sorted(curves)
+    norm = Normalize(steps[0], max(steps[-1], steps[0] + 1))
+    colours = colormaps["viridis"].reversed()
+    for step in steps:
+        axes.plot(*curves[step], marker=marker, markersize=3, color=colours(norm(step)))
+    axes.grid(alpha=0.3)
+    if len(steps) > 1:
+        scale = ScalarMappable(norm, colours)
+        figure.colorbar(scale, ax=axes, label="optimizer step")
+    return figure, axes
