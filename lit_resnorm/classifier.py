@@ -1,0 +1,320 @@
+"""`LitClassifier`: trains any `nn.Module` and logs losses that are exact over ranks."""
+
+import inspect
+from collections.abc import Sequence
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lit_resnorm.layers import choose
+
+__all__ = ["EpochMeans", "LitClassifier"]
+
+SGD = {"lr": 0.05, "momentum": 0.9}
+LOSSES = ("cross_entropy", "mse")
+# Apple's GPUs have no float64.
+SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float64
+
+
+class EpochMeans(Metric):
+    """Mean loss and accuracy: sums and counts, over batches and ranks."""
+
+    full_state_update = False
+    loss: Tensor
+    correct: Tensor
+    examples: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("loss", "correct", "examples"):
+            zero = torch.zeros((), dtype=SUM_DTYPE)
+            self.add_state(name, zero, dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, correct: Tensor, examples: Tensor) -> None:
+        """Add a batch's summed loss, number of right answers and of examples."""
+        self.loss += loss
+        self.correct += correct
+        self.examples += examples
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return `loss` and `accuracy`, means over the examples of all ranks."""
+        return {
+            "loss": self.loss / self.examples,
+            "accuracy": self.correct / self.examples,
+        }
+
+    def sums(self) -> Tensor:
+        """Return this rank's three sums, shape `(3,)`."""
+        return torch.stack([self.loss, self.correct, self.examples])
+
+
+class LitClassifier(L.LightningModule):
+    """Trains a network on `(x, y)` or `(x, y, index)` batches.
+
+    Logs `train/loss` (each step, mean over the global batch); `train/loss_epoch` and
+    `train/accuracy`; `val/loss`, `val/accuracy`; `test/loss`, `test/accuracy`; and
+    `generalization_gap`, at each validation of a fit, `val/loss` minus the mean of the
+    training loss over the epoch so far. Means are sums over examples of all ranks
+    divided by their number, and a run resumed within an epoch goes on with its sums.
+
+    Args:
+        net: From inputs to outputs of shape `(B, num_classes)`.
+        loss: `cross_entropy`, or `mse`: half the squared distance to the target (a
+            class as a one-hot vector), summed over outputs. Both are means over
+            examples.
+        optimizer: Called with the trainable parameters.
+        lr_scheduler: Called with the optimizer; `ReduceLROnPlateau` watches `val/loss`.
+        lr_interval: Whether the scheduler steps each `epoch` or optimizer `step` (as
+            OneCycleLR needs).
+        num_classes: Number of outputs, compared with the data's; None: not compared.
+        on_divergence: What a training loss that isn't finite does: `stop` ends the
+            training without that optimizer step, `continue` goes on regardless.
+
+    Attributes:
+        diverged: Whether a training loss wasn't finite since the start of the fit.
+
+    Raises:
+        ValueError: On another `loss`, `lr_interval` or `on_divergence`.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        loss: str = "cross_entropy",
+        optimizer: OptimizerCallable = lambda params: torch.optim.SGD(
+            params, lr=0.05, momentum=0.9
+        ),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: str = "epoch",
+        num_classes: int | None = None,
+        on_divergence: str = "stop",
+    ) -> None:
+        super().__init__()
+        frame = _outermost_init(self)
+        ignore = ["net", "optimizer", "lr_scheduler"]
+        self.save_hyperparameters(ignore=ignore, frame=frame, logger=False)
+        if "_instantiator" in self.hparams:
+            # LightningCLI gives plain class paths for these, which load anywhere.
+            self.save_hyperparameters(frame=frame, logger=False)
+        self.net = net
+        self.loss = choose("loss", loss, LOSSES)
+        is_default = optimizer is LitClassifier.__init__.__kwdefaults__["optimizer"]
+        # jsonargparse can only show and override a default that is a lambda, and
+        # spawned processes can only receive one that isn't.
+        self.optimizer = partial(torch.optim.SGD, **SGD) if is_default else optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_interval = choose("lr_interval", lr_interval, ("epoch", "step"))
+        self.num_classes = num_classes
+        self.on_divergence = choose(
+            "on_divergence", on_divergence, ("stop", "continue")
+        )
+        self.diverged = False
+        self._finite: Tensor | None = None
+        self.train_means = EpochMeans()
+        self.val_means = EpochMeans()
+        self.test_means = EpochMeans()
+
+    def setup(self, stage: str) -> None:
+        """Compare the number of outputs with the data's classes.
+
+        Raises:
+            ValueError: If the data module has another number of classes.
+        """
+        classes = getattr(self._datamodule(), "num_classes", None)
+        if None not in (classes, self.num_classes) and classes != self.num_classes:
+            raise ValueError(
+                f"num_classes={self.num_classes} of the model, but the data has "
+                f"{classes} ({stage})"
+            )
+
+    def _datamodule(self) -> L.LightningDataModule | None:
+        """Return the trainer's data module."""
+        return getattr(self.trainer, "datamodule", None)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer, with its scheduler where there is one."""
+        params = [p for p in self.parameters() if p.requires_grad]
+        optimizer = self.optimizer(params)
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = {
+            "scheduler": self.lr_scheduler(optimizer),
+            "interval": self.lr_interval,
+            "monitor": "val/loss",
+        }
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs (logits), shape `(B, num_classes)`."""
+        return self.net(x)
+
+    def losses(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each example, in float32 or, for float64 outputs, that.
+
+        Args:
+            output: Shape `(B, C)`.
+            target: Classes, integers of shape `(B,)`, or floats of shape `(B, C)`:
+                the target itself (mse), class probabilities (cross entropy).
+
+        Returns:
+            Shape `(B,)`.
+
+        Raises:
+            ValueError: If the shapes don't match.
+        """
+        classes = not target.is_floating_point()
+        expected = output.shape[:1] if classes else output.shape
+        if output.ndim != 2 or target.shape != expected:
+            raise ValueError(
+                f"loss={self.loss!r} takes outputs (B, C) with classes (B,) or floats "
+                f"(B, C); got output {tuple(output.shape)} and {target.dtype} target "
+                f"{tuple(target.shape)}"
+            )
+        output = output if output.dtype == torch.float64 else output.float()
+        if self.loss == "cross_entropy":
+            target = target if classes else target.to(output)
+            return F.cross_entropy(output, target, reduction="none")
+        if classes:
+            target = F.one_hot(target, output.shape[1])
+        return (output - target.to(output)).square().sum(1) / 2
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        """Return the mean loss over this rank's batch."""
+        if batch_idx == 0:
+            self.train_means.reset()
+        losses, sums = self._evaluate(batch)
+        self.train_means.update(*sums)
+        total, _, count = self._sum_over_ranks(sums)
+        mean = total / count
+        finite = torch.isfinite(mean)
+        self._finite = finite if self._finite is None else self._finite & finite
+        self.log("train/loss", mean, prog_bar=True, batch_size=len(losses))
+        return losses.sum() / max(len(losses), 1)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drop the step, and stop, where a loss of its batches wasn't finite."""
+        finite, self._finite = self._finite, None
+        if finite is None or bool(finite):
+            return
+        self.diverged = True
+        if self.on_divergence == "continue":
+            return
+        rank_zero_warn(
+            f"the training loss at step {self.global_step} isn't finite: training "
+            "stops with the weights from before (on_divergence='continue' goes on)"
+        )
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        self.trainer.should_stop = True
+
+    def on_fit_start(self) -> None:
+        """Begin healthy."""
+        self.diverged = False
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's means."""
+        means = self.train_means.compute()
+        self._log_epoch("train/loss_epoch", means["loss"])
+        self._log_epoch("train/accuracy", means["accuracy"])
+
+    def on_validation_epoch_start(self) -> None:
+        """Start over."""
+        self.val_means.reset()
+
+    def validation_step(self, batch: Sequence[Tensor]) -> None:
+        """Add a batch to the means."""
+        self.val_means.update(*self._evaluate(batch)[1])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means, and in a fit the gap to the training loss."""
+        loss = self._log_means("val", self.val_means)
+        trainer = self.trainer
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            train_loss = self.train_means.compute()["loss"]
+            self._log_epoch("generalization_gap", loss - train_loss)
+
+    def on_test_epoch_start(self) -> None:
+        """Start over."""
+        self.test_means.reset()
+
+    def test_step(self, batch: Sequence[Tensor]) -> None:
+        """Add a batch to the means."""
+        self.test_means.update(*self._evaluate(batch)[1])
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means."""
+        self._log_means("test", self.test_means)
+
+    def predict_step(self, batch: Tensor | Sequence[Tensor]) -> Tensor:
+        """Return the outputs of a batch, with or without its targets."""
+        return self(batch if isinstance(batch, Tensor) else batch[0])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the sums of the training epoch so far, a row a rank."""
+        rows = self.all_gather(self.train_means.sums()).reshape(-1, 3)
+        checkpoint["train_means"] = rows.cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with this rank's sums; with other ranks than before, rank 0 has all."""
+        rows = checkpoint.get("train_means")
+        if rows is None or self._trainer is None:
+            return
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        if len(rows) != world:
+            rows = torch.cat([rows.sum(0, keepdim=True), rows.new_zeros(world - 1, 3)])
+        self.train_means.reset()
+        self.train_means.update(*rows[rank].to(self.train_means.loss))
+
+    def _evaluate(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return a batch's losses and its sums: loss, right answers, examples."""
+        x, target = batch[0], batch[1]
+        output = self(x)
+        losses = self.losses(output, target)
+        label = target.argmax(1) if target.is_floating_point() else target
+        correct = (output.argmax(1) == label).sum()
+        total = losses.detach().sum(dtype=SUM_DTYPE)
+        sums = torch.stack([total, correct.to(total), total.new_tensor(len(losses))])
+        return losses, sums
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        """Return the sum of a tensor over ranks, leaving the tensor as it is."""
+        if self.trainer.world_size == 1:
+            return value
+        return self.trainer.strategy.reduce(value.clone(), reduce_op="sum")
+
+    def _log_epoch(self, name: str, value: Tensor) -> None:
+        """Log a value that all ranks have alike."""
+        # The maximum of equal values is exact for any number of ranks; a mean isn't.
+        self.log(name, value, sync_dist=True, reduce_fx="max", batch_size=1)
+
+    def _log_means(self, stage: str, means: EpochMeans) -> Tensor:
+        """Log loss and accuracy of a stage; return the loss."""
+        values = means.compute()
+        for name, value in values.items():
+            self._log_epoch(f"{stage}/{name}", value)
+        return values["loss"]
+
+
+def _outermost_init(module: L.LightningModule) -> FrameType | None:
+    """Return the frame of the outermost `__init__` that is building `module`.
+
+    Its arguments alone make the module again; those that a class passes on to its base
+    would come twice.
+    """
+    frame = inspect.currentframe()
+    frame = frame and frame.f_back
+    while frame and frame.f_back and frame.f_back.f_locals.get("self") is module:
+        frame = frame.f_back
+    return frame
