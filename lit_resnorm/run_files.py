@@ -1,0 +1,218 @@
+"""The files of a run directory: their names, their form, and how to read them back.
+
+`config.yaml` holds the resolved configuration; `history.jsonl` one flat object a
+line and logging event (`step`, `epoch`, and each value under its own name);
+`tables/<key>.jsonl` records that are no scalars (`step`, `columns`, `data`);
+`figures/<key>.png` the newest picture of a key; `summary.json` how the run ended.
+NaN and infinities are the strings `"NaN"`, `"Infinity"` and `"-Infinity"`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HISTORY = "history.jsonl"
+SUMMARY = "summary.json"
+CONFIG = "config.yaml"
+TABLES = "tables"
+FIGURES = "figures"
+CHECKPOINTS = "checkpoints"
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was read back.
+
+    Attributes:
+        name: Name of the run.
+        path: Where it was read.
+        config: Configuration as every logger gets it: nested under `config`, and
+            flat `variant`, `depth`, `width`, `data`, `optimizer`, `lr`,
+            `batch_size`, `seed`; other projects' keys as they were logged.
+        history: One row a logged line: `step`, `epoch`, and a column a value.
+        summary: `status`, `values`, `verdicts`, `seconds`, `versions`, as far as
+            known. The status of a run that didn't come to an end (it was killed, or
+            still runs) is `interrupted`.
+    """
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    history: pd.DataFrame
+    summary: dict[str, Any]
+
+
+def read_run(path: str | os.PathLike[str]) -> Run:
+    """Return the run that a run directory holds.
+
+    A last line that a kill cut short is left out.
+
+    Raises:
+        ValueError: If `path` is no run directory, or a file in it is damaged.
+    """
+    path = Path(path)
+    if not (path / HISTORY).is_file():
+        raise ValueError(f"{path} is no run directory: it has no {HISTORY}")
+    rows = read_rows(path / HISTORY)
+    summary: dict[str, Any] = {"status": "interrupted", "verdicts": {}}
+    try:
+        if (path / SUMMARY).exists():
+            summary |= json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path / SUMMARY} is damaged: {error}") from error
+    # a summary that a kill left behind may be older than the history
+    summary["values"] = summarise(rows)
+    try:
+        config = read_config(path / CONFIG) if (path / CONFIG).exists() else {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path / CONFIG} is damaged: {error}") from error
+    name = path.resolve().name
+    return Run(name, path, logged_config(config), history_frame(rows), summary)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return a `config.yaml` as plain dicts, lists and scalars."""
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError("no mapping")
+    return config
+
+
+def logged_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the run config that loggers get for a resolved command-line config.
+
+    Nested as in `config.yaml` under `config`, and flat under the names by which runs
+    are grouped and filtered. A mapping without a `model` that names a class is
+    another project's, and is returned as it is.
+    """
+    model, data = config.get("model"), config.get("data") or {}
+    if not isinstance(model, Mapping) or "class_path" not in model:
+        return dict(config)
+    init = model.get("init_args") or {}
+    optimizer = init.get("optimizer") or {}
+    stages = init.get("stages")
+    depth, width = init.get("depth"), init.get("width")
+    return {
+        "variant": _short(model),
+        "depth": sum(stages) if depth is None and stages else depth,
+        "width": init.get("widths") if width is None else width,
+        "data": _short(data),
+        "optimizer": _short(optimizer),
+        "lr": (optimizer.get("init_args") or {}).get("lr"),
+        "batch_size": (data.get("init_args") or {}).get("batch_size"),
+        "seed": config.get("seed_everything"),
+        "config": dict(config),
+    }
+
+
+def _short(component: Mapping[str, Any]) -> str | None:
+    path = component.get("class_path")
+    return path.rpartition(".")[2] if path else None
+
+
+def history_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows as a frame with `step`, `epoch` and a column a value."""
+    import pandas as pd
+
+    read = [
+        {
+            key: _NOT_FINITE.get(value, value) if isinstance(value, str) else value
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
+    return pd.DataFrame(read) if read else pd.DataFrame(columns=["step", "epoch"])
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON can hold it, a number that isn't finite as a word."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def row_line(row: Mapping[str, Any]) -> str:
+    """Return one line of a JSON-lines file."""
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSON-lines file; a last line cut short is left out.
+
+    Raises:
+        ValueError: If another line is no object with a whole `step`.
+    """
+    # what follows the last newline is empty, or a line that a kill cut short
+    *lines, _ = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: no JSON ({error})") from error
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise ValueError(f"{path}, line {number}: no object with a whole 'step'")
+        rows.append(row)
+    return rows
+
+
+def replace_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Let a JSON-lines file hold `rows` alone."""
+    text = "".join(map(row_line, rows))
+    if text.encode() != path.read_bytes():
+        replace_file(path, text)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write `text` to `path`, which holds the old or the new text at any moment."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
+
+
+def summarise(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return `{key: {last, min, max, step_of_min, step_of_max}}` of a history.
+
+    Minimum and maximum leave NaN out (None where there is nothing else); of equal
+    values the first counts.
+    """
+    series: dict[str, list[tuple[int, Any]]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key not in ("step", "epoch"):
+                series.setdefault(key, []).append((row["step"], value))
+    return {key: _extremes(points) for key, points in series.items()}
+
+
+def _extremes(points: Sequence[tuple[int, Any]]) -> dict[str, Any]:
+    numbers = [
+        (_NOT_FINITE[value] if isinstance(value, str) else value, step)
+        for step, value in points
+        if value is not None and value != "NaN"
+    ]
+    if not numbers:
+        empty = ("min", "max", "step_of_min", "step_of_max")
+        return {"last": points[-1][1], **dict.fromkeys(empty)}
+    low = min(numbers, key=lambda number: number[0])
+    high = max(numbers, key=lambda number: number[0])
+    return {
+        "last": points[-1][1],
+        "min": plain(low[0]),
+        "max": plain(high[0]),
+        "step_of_min": low[1],
+        "step_of_max": high[1],
+    }

@@ -1,0 +1,361 @@
+"""RunHistory: the logger that writes a run directory as the run goes.
+
+The step of a value is the number of optimizer steps that the weights it was
+computed at have taken: `trainer.global_step` with one optimizer, processed batches
+with several. Lightning numbers validation rows and the rows at the end of a
+training epoch one lower; RunHistory puts its rows right. What the files hold is said
+in `lit_resnorm.run_files`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import Logger
+from torch import Tensor, nn
+
+from lit_resnorm.run_files import (
+    CONFIG,
+    FIGURES,
+    HISTORY,
+    SUMMARY,
+    TABLES,
+    plain,
+    read_config,
+    read_rows,
+    replace_file,
+    replace_rows,
+    row_line,
+    summarise,
+)
+
+
+class RunHistory(Logger):
+    """Writes a run's values, tables and figures into its run directory.
+
+    Every line is handed to the operating system when it is logged, so that a killed
+    process loses none. A run that is resumed from a checkpoint at step g goes on in
+    the same files: training rows from step g on and other rows after step g are
+    dropped first, and what is logged again at a kept step is not doubled. Only rank
+    0 writes. The logger learns of its Trainer through `log_graph`, which Lightning
+    calls unless `enable_autolog_hparams` is off.
+
+    A step that a callback gives is taken as it is. Values that `validation_step`
+    logs for each batch (`on_step=True`) keep Lightning's number of the batch.
+
+    Args:
+        save_dir: The run directory, made when needed. The command line fills it in.
+
+    Raises:
+        ValueError: If `save_dir` is None; at the start of `fit`, if the directory
+            holds the steps of another run and no checkpoint is resumed.
+    """
+
+    def __init__(self, save_dir: str | os.PathLike[str] | None = None) -> None:
+        if save_dir is None:
+            raise ValueError("RunHistory: save_dir is None, give it a directory")
+        super().__init__()
+        self.path = Path(save_dir)
+        self._trainer: weakref.ref[Trainer] | None = None
+        self._evaluated_steps: int | None = None
+        self._file: TextIO | None = None
+        # last step of each key, and of each table, that earlier processes wrote
+        self._kept: dict[str, int] = {}
+        self._kept_tables: dict[Path, int] = {}
+        self._verdicts: dict[str, str] = {}
+        self._began: float | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what a spawned process can't be given."""
+        return {**self.__dict__, "_file": None, "_trainer": None}
+
+    @property
+    def name(self) -> str:
+        """Empty: Lightning's own default for checkpoints is then a run directory's."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty, as `name`."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run directory."""
+        return str(self.path)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        """Add `params` to `config.yaml`; what YAML can't hold is written as text."""
+        path = self.path / CONFIG
+        known = read_config(path) if path.exists() else {}
+        params = dict(params if isinstance(params, Mapping) else vars(params))
+        params = json.loads(json.dumps(params, default=str))
+        self.path.mkdir(parents=True, exist_ok=True)
+        replace_file(path, yaml.safe_dump({**known, **params}, sort_keys=False))
+
+    @rank_zero_only
+    def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
+        """Learn the Trainer and, where a checkpoint was loaded, the step it is at.
+
+        Args:
+            model: The LightningModule that is about to run.
+            input_array: Not used.
+        """
+        del input_array
+        if not isinstance(model, LightningModule):
+            raise TypeError(f"RunHistory.log_graph: {type(model)} has no Trainer")
+        trainer = model.trainer
+        self._trainer = weakref.ref(trainer)
+        # the loops get their state only after this call, so it is read here
+        checkpoint = trainer._checkpoint_connector._loaded_checkpoint
+        self._evaluated_steps = None
+        if trainer.state.fn == "fit":
+            self._start_fit(trainer, checkpoint)
+        elif checkpoint:
+            self._evaluated_steps = checkpoint_steps(checkpoint)
+        self._began = time.monotonic()
+
+    def _start_fit(self, trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+        if checkpoint:
+            steps, epoch = checkpoint_steps(checkpoint), _next_epoch(checkpoint)
+        else:
+            steps, epoch = optimizer_steps(trainer), trainer.current_epoch
+        self._close()
+        path = self.path / HISTORY
+        if path.exists():
+            rows = read_rows(path)
+            if steps == 0 and not checkpoint and any(row["step"] for row in rows):
+                raise ValueError(
+                    f"save_dir {self.save_dir!r} holds another run: resume it with"
+                    " ckpt_path, or choose another directory"
+                )
+            replace_rows(path, (row for row in rows if _is_before(row, steps, epoch)))
+        for path in self.path.glob(f"{TABLES}/**/*.jsonl"):
+            rows = read_rows(path)
+            replace_rows(path, (row for row in rows if row["step"] <= steps))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Append one line of scalars.
+
+        Args:
+            metrics: Numbers or 0-d tensors by key. Lightning's own rows hold `epoch`.
+            step: Optimizer steps taken by the weights; None for the present weights.
+                The step of Lightning's own rows is put right (see the module).
+
+        Raises:
+            ValueError: If there is neither a step nor a Trainer to ask.
+        """
+        trainer = self._known_trainer()
+        if trainer is not None:
+            step = self._true_step(trainer, step, of_lightning="epoch" in metrics)
+        if step is None:
+            raise ValueError("RunHistory.log_metrics: step is None, and no run began")
+        file = self._open()
+        kept = self._kept
+        values = {
+            key: plain(value)
+            for key, value in metrics.items()
+            if key != "epoch" and kept.get(key) != step
+        }
+        if not values:
+            return
+        epoch = metrics.get("epoch", trainer.current_epoch if trainer else None)
+        file.write(row_line({"step": step, "epoch": plain(epoch), **values}))
+        file.flush()
+
+    def _true_step(
+        self, trainer: Trainer, step: int | None, *, of_lightning: bool = False
+    ) -> int:
+        counted = trainer.fit_loop.epoch_loop._batches_that_stepped
+        if self._evaluated_steps is not None:
+            # the loops don't know how far the weights of a checkpoint had come
+            unknown = step in (None, counted, trainer.global_step)
+            return self._evaluated_steps if unknown else cast(int, step)
+        if step is None:
+            return optimizer_steps(trainer)
+        if step != counted or not of_lightning:
+            return step
+        # inside an epoch a training row comes after the step that its loss led to
+        inside = trainer._logger_connector._first_loop_iter is not None
+        return optimizer_steps(trainer) - (trainer.training and inside)
+
+    @rank_zero_only
+    def log_table(
+        self,
+        key: str,
+        columns: Sequence[str] | None = None,
+        data: Sequence[Sequence[Any]] | None = None,
+        dataframe: Any = None,
+        step: int | None = None,
+    ) -> None:
+        """Append a table to `tables/<key>.jsonl`.
+
+        Args:
+            key: Name of the table.
+            columns: Names of its columns.
+            data: Its rows.
+            dataframe: A pandas frame instead of the two.
+            step: Optimizer steps taken by the weights; None for the present weights.
+
+        Raises:
+            ValueError: If there is neither a step nor a Trainer to ask.
+        """
+        trainer = self._known_trainer()
+        if trainer is not None:
+            step = self._true_step(trainer, step)
+        if step is None:
+            raise ValueError("RunHistory.log_table: step is None, and no run began")
+        if dataframe is not None:
+            columns, data = list(dataframe.columns), dataframe.to_numpy().tolist()
+        path = self._place(TABLES, key, ".jsonl")
+        if path not in self._kept_tables:
+            rows = read_rows(path) if path.exists() else []
+            if rows:
+                replace_rows(path, rows)
+            self._kept_tables[path] = rows[-1]["step"] if rows else -1
+        if step <= self._kept_tables[path]:
+            return
+        cells = [[plain(cell) for cell in row] for row in data or ()]
+        with path.open("a", encoding="utf-8") as file:
+            row = {"step": step, "columns": list(columns or ()), "data": cells}
+            file.write(row_line(row))
+
+    @rank_zero_only
+    def log_image(
+        self, key: str, images: Sequence[Any], step: int | None = None, **_: Any
+    ) -> None:
+        """Write `figures/<key>.png` anew; a second image goes to `<key>.1.png`.
+
+        Args:
+            key: Name of the figure.
+            images: Matplotlib figures or PIL images.
+            step: Not used: there is one file a key, the newest.
+        """
+        del step
+        for index, image in enumerate(images):
+            path = self._place(FIGURES, key, f".{index}.png" if index else ".png")
+            new = path.with_name(path.name + ".new")
+            save = getattr(image, "savefig", None) or image.save
+            save(new, format="png")
+            os.replace(new, path)
+
+    def log_verdict(self, key: str, word: str) -> None:
+        """Hold a verdict for `summary.json`."""
+        self._verdicts[key] = word
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write `summary.json`; without a run that began, nothing.
+
+        Args:
+            status: Lightning's word, "success" or "failed". Written is `finished`,
+                `diverged` (the module says so), `interrupted` (Ctrl-C, SIGTERM) or
+                `failed`; validation and test leave a training's status as it is.
+        """
+        trainer = self._known_trainer()
+        if trainer is None or self._began is None:
+            return
+        self._close()
+        path = self.path / SUMMARY
+        earlier = json.loads(path.read_text()) if path.exists() else {}
+        word = _status(status, trainer)
+        if trainer.state.fn != "fit":
+            word = earlier.get("status", word)
+        history = self.path / HISTORY
+        summary = {
+            "status": word,
+            "values": summarise(read_rows(history) if history.exists() else ()),
+            "verdicts": {**earlier.get("verdicts", {}), **self._verdicts},
+            "seconds": earlier.get("seconds", 0.0) + time.monotonic() - self._began,
+            "versions": _versions(),
+        }
+        self._began = None
+        self.path.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(summary, indent=1) + "\n")
+
+    def _known_trainer(self) -> Trainer | None:
+        return self._trainer() if self._trainer is not None else None
+
+    def _open(self) -> TextIO:
+        if self._file is None:
+            path = self.path / HISTORY
+            self.path.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                rows = read_rows(path)
+                replace_rows(path, rows)
+                self._kept = {key: row["step"] for row in rows for key in row}
+            self._file = path.open("a", encoding="utf-8")
+        return self._file
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file, self._kept, self._kept_tables = None, {}, {}
+
+    def _place(self, folder: str, key: str, ending: str) -> Path:
+        path = self.path / folder / (key + ending)
+        if not path.resolve().is_relative_to((self.path / folder).resolve()):
+            raise ValueError(f"key {key!r} leads out of {folder}/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def optimizer_steps(trainer: Trainer) -> int:
+    """Return how many steps the present weights have taken (see the module)."""
+    if len(trainer.optimizers) > 1:
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        return progress.state_dict()["total"]["processed"]
+    return trainer.global_step
+
+
+def checkpoint_steps(checkpoint: Mapping[str, Any]) -> int:
+    """Return how many steps a checkpoint's weights have taken."""
+    if len(checkpoint.get("optimizer_states", ())) > 1:
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        return progress["total"]["processed"]
+    return checkpoint["global_step"]
+
+
+def _next_epoch(checkpoint: Mapping[str, Any]) -> int:
+    """Return the epoch of the first batch that follows a checkpoint."""
+    loop = checkpoint["loops"]["fit_loop"]
+    is_last = loop["epoch_loop.batch_progress"]["is_last_batch"]
+    return loop["epoch_progress"]["current"]["ready"] - 1 + is_last
+
+
+def _is_before(row: Mapping[str, Any], steps: int, epoch: int) -> bool:
+    """Say whether a row was logged before a checkpoint at `steps`, in `epoch`."""
+    if row["step"] != steps:
+        return row["step"] < steps
+    # the loss of the first batch after the checkpoint; rows at the end of the epoch
+    # before have the same step and keep an earlier epoch
+    is_train = any(key.startswith("train/") for key in row)
+    return not (is_train and (row.get("epoch") or 0) >= epoch)
+
+
+def _status(status: str, trainer: Trainer) -> str:
+    if status == "failed":
+        stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)
+        return "interrupted" if stopped else "failed"
+    diverged = getattr(trainer.lightning_module, "diverged", False)
+    return "diverged" if diverged else "finished"
+
+
+def _versions() -> dict[str, str]:
+    names = ("lit-resnorm", "lightning", "torch", "numpy")
+    versions = {name: metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **versions}
