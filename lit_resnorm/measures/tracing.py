@@ -159,11 +159,10 @@ class _Tracer(Walk):
     def passed(
         self, name: str, func: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
-        ancestors = self._ancestors((args, kwargs))
+        ancestors = self._ancestors(_operands(name, args, kwargs))
         source = first_tensor(args)
-        source_dim = (
-            self._origins[id(source)].channel_dim if source is not None else None
-        )
+        origin = self._origin(source)
+        source_dim = None if origin is None else origin.channel_dim
         output = func(*args, **kwargs)
         if ancestors:
             self._num_operations += 1
@@ -196,6 +195,13 @@ class _Tracer(Walk):
         if origin is not None and origin.channel_dim is not None:
             return origin.channel_dim
         return 1 if tensor.ndim >= 4 else -1
+
+
+def _operands(name: str, args: Any, kwargs: Any) -> Any:
+    """Return the arguments that a result's values, not only its shape, come from."""
+    if name.endswith("_like") or name.startswith("new_"):
+        return ()
+    return args[:1] if name.endswith("_as") else (args, kwargs)
 
 
 def _is_activation(module: nn.Module | None) -> bool:

@@ -1,0 +1,480 @@
+"""What every probe keeps, whatever it measures."""
+
+import copy
+import math
+import random
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import torchvision
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from small import FunctionalNet, loaders, quiet_trainer, vectors
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_resnorm.measures.observe import identity, untouched
+from lit_resnorm.measures.tracing import trace
+from lit_resnorm_callbacks import ActivationRateMonitor, Cadence
+
+PROBES = {
+    "activation": ActivationRateMonitor,
+}
+every_probe = pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
+
+
+def fit(probes, *, steps=20, module=None, num_workers=0, **options):
+    L.seed_everything(7, verbose=False)
+    module = module or FunctionalNet()
+    trainer = quiet_trainer(max_steps=steps, callbacks=probes, **options)
+    trainer.fit(module, *loaders(num_workers=num_workers))
+    return trainer, module
+
+
+def values(trainer, name):
+    """Measured values by key; the time taken is not one."""
+    return {
+        key: value
+        for key, value in trainer.callback_metrics.items()
+        if key.startswith(f"{name}/") and not key.endswith("/seconds")
+    }
+
+
+class Recorder(L.pytorch.loggers.Logger):
+    """A logger that keeps its rows."""
+
+    name = version = "recorder"
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, dict(metrics)))
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+    def steps(self, prefix):
+        return [s for s, row in self.rows if any(k.startswith(prefix) for k in row)]
+
+
+def random_states():
+    return (
+        torch.get_rng_state(),
+        torch.from_numpy(np.random.get_state()[1].copy()),  # noqa: NPY002
+        random.getstate(),
+    )
+
+
+def assert_same_state(one, other):
+    flat_one, spec_one = torch.utils._pytree.tree_flatten(one)
+    flat_other, spec_other = torch.utils._pytree.tree_flatten(other)
+    assert spec_one == spec_other
+    for a, b in zip(flat_one, flat_other, strict=True):
+        if isinstance(a, torch.Tensor):
+            assert torch.equal(a, b)
+        else:
+            assert a == b
+
+
+def training_state(trainer, module):
+    return {
+        "weights": module.state_dict(),
+        "optimizer": trainer.optimizers[0].state_dict(),
+        "random": random_states(),
+        "modes": [m.training for m in module.modules()],
+    }
+
+
+@every_probe
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3}])
+def test_training_is_bit_identical_with_and_without_the_probe(probe, options):
+    bare = training_state(*fit([], **options))
+    probed = training_state(*fit([probe(cadence=3, num_examples=24)], **options))
+    assert_same_state(probed, bare)
+
+
+@every_probe
+def test_training_with_bf16_autocast_is_bit_identical_too(probe):
+    options = {"precision": "bf16-mixed", "steps": 6}
+    bare = training_state(*fit([], **options))
+    assert_same_state(training_state(*fit([probe(cadence=2)], **options)), bare)
+
+
+@every_probe
+def test_measure_alone_changes_nothing(probe):
+    L.seed_everything(0, verbose=False)
+    module = FunctionalNet()
+    module.norm.eval()
+    module(torch.randn(4, 8)).sum().backward()
+    x, y = vectors(16).tensors
+    with untouched(module) as run:
+        sites = run(lambda: trace(module, lambda: module(x[:2])))
+    measuring = probe()
+    measuring.prepare(module, sites)
+
+    def state():
+        grads = [p.grad for p in module.parameters()]
+        modes = [m.training for m in module.modules()]
+        return copy.deepcopy((module.state_dict(), grads, modes, random_states()))
+
+    before = state()
+    assert measuring.measure(module, (x, y), identity)
+    assert_same_state(state(), before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+
+
+@every_probe
+def test_probe_runs_at_the_steps_of_its_cadence_once_each(probe):
+    recorder = Recorder()
+    fit([probe(cadence=7)], logger=recorder)
+    assert recorder.steps(probe().name) == [0, 7, 14, 20]
+    recorder = Recorder()
+    only = Cadence(7, at_start=False, at_end=False)
+    fit([probe(cadence=only)], logger=recorder)
+    assert recorder.steps(probe().name) == [7, 14]
+
+
+@every_probe
+def test_steps_count_optimizer_steps_under_accumulation_and_mid_epoch_validation(probe):
+    recorder = Recorder()
+    fit(
+        [probe(cadence=2)],
+        steps=6,
+        logger=recorder,
+        accumulate_grad_batches=3,
+        val_check_interval=2,
+    )
+    assert recorder.steps(probe().name) == [0, 2, 4, 6]
+
+
+class TwoOptimizers(FunctionalNet):
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+    def configure_optimizers(self):
+        head, body = [*self.head.parameters()], [*self.first.parameters()]
+        return torch.optim.SGD(head, 0.1), torch.optim.SGD(body, 0.1)
+
+
+def test_with_two_optimizers_steps_count_batches_that_stepped():
+    recorder = Recorder()
+    probe = ActivationRateMonitor(cadence=2)
+    L.seed_everything(7, verbose=False)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[probe], logger=recorder)
+    trainer.fit(TwoOptimizers(), *loaders())
+    assert trainer.global_step == 16
+    assert recorder.steps("activation") == [0, 2, 4, 6, 8]
+
+
+@every_probe
+def test_resumed_run_repeats_and_misses_no_step(probe, tmp_path):
+    whole = Recorder()
+    fit([probe(cadence=2)], logger=whole)
+    part, rest = Recorder(), Recorder()
+    checkpoint = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=6)
+    fit(
+        [probe(cadence=Cadence(2, at_end=False)), checkpoint],
+        steps=6,
+        logger=part,
+        enable_checkpointing=True,
+    )
+    trainer = quiet_trainer(max_steps=20, callbacks=[probe(cadence=2)], logger=rest)
+    trainer.fit(FunctionalNet(), *loaders(), ckpt_path=tmp_path / "last.ckpt")
+    name = probe().name
+    assert part.steps(name) + rest.steps(name) == whole.steps(name)
+
+
+@every_probe
+def test_two_probes_of_a_kind_keep_apart(probe):
+    pair = [probe(name="one", cadence=5), probe(name="two", num_examples=8)]
+    trainer, _ = fit(pair, steps=5)
+    one, two = values(trainer, "one"), values(trainer, "two")
+    assert one
+    assert {k.removeprefix("one") for k in one} == {k.removeprefix("two") for k in two}
+
+
+def test_two_probes_of_one_name_are_refused_with_the_name():
+    class Other(ActivationRateMonitor):
+        pass
+
+    with pytest.raises(ValueError, match="'activation'"):
+        fit([ActivationRateMonitor(), Other()])
+
+
+@every_probe
+def test_values_on_a_healthy_net_are_finite_and_can_be_watched(probe):
+    trainer, _ = fit([probe()])
+    measured = values(trainer, probe().name)
+    assert measured
+    assert all(math.isfinite(value) for value in measured.values())
+    watch = EarlyStopping(
+        next(iter(measured)), patience=100, check_on_train_epoch_end=True
+    )
+    assert fit([probe(cadence=2), watch])[0].global_step == 20
+
+
+@every_probe
+def test_probe_works_from_validate_and_test_under_inference_mode(probe):
+    for run in ("validate", "test"):
+        recorder = Recorder()
+        trainer = quiet_trainer(callbacks=[probe()], logger=recorder)
+        getattr(trainer, run)(FunctionalNet(), loaders()[1], verbose=False)
+        assert recorder.steps(probe().name) == [0]
+        assert all(math.isfinite(v) for v in values(trainer, probe().name).values())
+
+
+@every_probe
+def test_sanity_check_measures_nothing(probe):
+    recorder = Recorder()
+    fit([probe(cadence=Cadence(100, False, False))], logger=recorder, steps=2)
+    assert recorder.steps(probe().name) == []
+
+
+@every_probe
+def test_fast_dev_run_measures_once(probe):
+    counted = []
+
+    class Counted(probe):
+        def measure(self, *args):
+            counted.append(1)
+            return super().measure(*args)
+
+    fit([Counted(cadence=1)], fast_dev_run=3)
+    assert len(counted) == 1
+
+
+@every_probe
+def test_csv_logger_keeps_every_row(probe, tmp_path):
+    fit([probe(cadence=5)], logger=CSVLogger(tmp_path, flush_logs_every_n_steps=1))
+    text = next(tmp_path.rglob("metrics.csv")).read_text()
+    header, *rows = (line.split(",") for line in text.splitlines())
+    column = next(i for i, key in enumerate(header) if key.startswith(probe().name))
+    assert sum(bool(row[column]) for row in rows) == 5
+
+
+@every_probe
+def test_torchvision_resnet_is_measured_as_it_is(probe):
+    class Resnet(FunctionalNet):
+        def __init__(self):
+            super().__init__()
+            self.net = torchvision.models.resnet18(num_classes=3)
+
+        def forward(self, x):
+            return self.net(x)
+
+    images = TensorDataset(torch.randn(6, 3, 32, 32), torch.arange(6) % 3)
+    trainer = quiet_trainer(callbacks=[probe()])
+    trainer.validate(Resnet(), DataLoader(images, 6), verbose=False)
+    measured = values(trainer, probe().name)
+    assert any("net.layer4.1.relu" in key for key in measured)
+    assert f"{probe().name}/failed" not in measured
+
+
+@every_probe
+def test_dict_batches_reach_forward_by_the_names_of_its_parameters(probe):
+    class Dicts(FunctionalNet):
+        def forward(self, x, scale=None):
+            return super().forward(x if scale is None else x * scale)
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self(batch["x"]), batch["label"])
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    rows = [{"x": x, "label": y} for x, y in vectors()]
+    trainer = quiet_trainer(max_steps=2, callbacks=[probe()])
+    trainer.fit(Dicts(), DataLoader(rows, 8), DataLoader(rows, 8))
+    assert f"{probe().name}/failed" not in values(trainer, probe().name)
+    assert values(trainer, probe().name)
+
+
+@every_probe
+def test_compiled_modules_are_measured_in_their_eager_form(probe):
+    class Compiled(FunctionalNet):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.compile(
+                nn.Sequential(nn.Linear(8, 8), nn.ReLU()), backend="eager"
+            )
+
+        def forward(self, x):
+            return super().forward(self.inner(x))
+
+    trainer, _ = fit([probe(cadence=2)], steps=4, module=Compiled())
+    measured = values(trainer, probe().name)
+    assert any(key.endswith(".inner.1") for key in measured)
+    assert not any("_orig_mod" in key for key in measured)
+
+
+@every_probe
+def test_nan_weights_are_logged_as_nan_and_training_goes_on(probe):
+    class Poisoned(FunctionalNet):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if batch_idx == 3:
+                with torch.no_grad():
+                    self.first.weight.fill_(torch.nan)
+
+    trainer, _ = fit([probe(cadence=2)], steps=8, module=Poisoned())
+    assert trainer.global_step == 8
+    assert any(math.isnan(value) for value in values(trainer, probe().name).values())
+
+
+class Failing(ActivationRateMonitor):
+    """Fails at the second measurement, on the last rank, after one sum."""
+
+    def __init__(self, error=None, **options):
+        super().__init__(cadence=2, **options)
+        self.error = error or RuntimeError("no such kernel")
+        self.tries = 0
+
+    def measure(self, module, batch, reduce):
+        self.tries += 1
+        reduce(torch.ones(1))
+        if self.tries > 1 and module.global_rank == module.trainer.world_size - 1:
+            raise self.error
+        return super().measure(module, batch, reduce)
+
+
+def test_failing_measurement_is_logged_as_nan_with_one_warning_that_says_why():
+    with pytest.warns(UserWarning, match="no such kernel") as warned:
+        trainer, _ = fit([Failing()], steps=6)
+    assert sum("no such kernel" in str(w.message) for w in warned) == 1
+    measured = values(trainer, "activation")
+    assert measured.pop("activation/failed") == 1
+    assert measured
+    assert all(math.isnan(value) for value in measured.values())
+
+
+def test_strict_raises_what_the_measurement_raised():
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        fit([Failing(strict=True)], steps=6)
+
+
+def test_running_out_of_memory_tries_smaller_first():
+    class Shrinking(Failing):
+        chunk = 4
+
+        def smaller(self):
+            self.chunk //= 2
+            if self.chunk == 1:
+                self.tries = -100
+            return self.chunk > 0
+
+    probe = Shrinking(error=torch.OutOfMemoryError("out of memory"))
+    trainer, _ = fit([probe], steps=2)
+    assert probe.chunk == 1
+    assert "activation/failed" not in values(trainer, "activation")
+
+
+def validated(probes, devices, num_examples=None):
+    """Values of probes on an untrained net, on so many processes."""
+    L.seed_everything(3, verbose=False)
+    module = FunctionalNet()
+    strategy = "ddp_fork" if devices > 1 else "auto"
+    trainer = quiet_trainer(devices=devices, strategy=strategy, callbacks=probes)
+    trainer.validate(module, loaders()[1], verbose=False)
+    return {key: float(value) for key, value in trainer.callback_metrics.items()}
+
+
+@pytest.mark.ddp
+@every_probe
+@pytest.mark.parametrize("num_examples", [7, 1])
+@pytest.mark.parametrize("norm_mode", ["frozen", "eval"])
+def test_two_ranks_with_uneven_or_empty_shards_equal_one(
+    probe, num_examples, norm_mode
+):
+    def measured(devices):
+        probes = [probe(num_examples=num_examples, norm_mode=norm_mode)]
+        found = validated(probes, devices)
+        return {k: v for k, v in found.items() if "/" in k and "seconds" not in k}
+
+    one, two = measured(1), measured(2)
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        assert two[key] == pytest.approx(value, rel=1e-6, abs=1e-9), key
+
+
+@pytest.mark.ddp
+@pytest.mark.filterwarnings("ignore:activation. nothing was measured:UserWarning")
+def test_failure_on_one_rank_leaves_none_waiting():
+    L.seed_everything(7, verbose=False)
+    trainer = quiet_trainer(
+        max_steps=4, devices=2, strategy="ddp_fork", callbacks=[Failing()]
+    )
+    trainer.fit(FunctionalNet(), *loaders())
+    assert trainer.callback_metrics["activation/failed"] == 1
+
+
+@pytest.mark.ddp
+@every_probe
+def test_training_on_two_ranks_is_bit_identical_with_and_without_the_probe(probe):
+    def weights(probes):
+        L.seed_everything(7, verbose=False)
+        module = FunctionalNet()
+        trainer = quiet_trainer(
+            max_steps=6, devices=2, strategy="ddp_fork", callbacks=probes
+        )
+        trainer.fit(module, *loaders())
+        return module.state_dict()
+
+    assert_same_state(weights([probe(cadence=2, num_examples=5)]), weights([]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cadence": 0}, "cadence is 0"),
+        ({"num_examples": 0}, "num_examples is 0"),
+        ({"norm_mode": "frosty"}, "norm_mode is 'frosty'.*frozen, eval, train"),
+        ({"name": "a b"}, "name is 'a b'"),
+        ({"batch": torch.ones(1), "dataloader": []}, "batch and dataloader"),
+    ],
+)
+@every_probe
+def test_options_that_cannot_be_right_are_refused_by_value(probe, options, message):
+    with pytest.raises(ValueError, match=message):
+        probe(**options)
+
+
+def test_pattern_that_matches_nothing_is_told_with_the_names_there_are():
+    with pytest.raises(ValueError, match=r"'nope'.*002\.relu, 004\.relu"):
+        fit([ActivationRateMonitor(sites="nope")])
+
+
+def test_project_without_a_validation_loader_is_told_what_to_give():
+    trainer = quiet_trainer(max_steps=1, callbacks=[ActivationRateMonitor()])
+    with pytest.raises(ValueError, match="give the probe batch= or dataloader="):
+        trainer.fit(FunctionalNet(), loaders()[0])
+
+
+def test_probe_batch_given_by_hand_is_the_one_that_is_measured():
+    x = torch.randn(5, 8)
+    trainer, module = fit(
+        [ActivationRateMonitor(batch=(x,), sites="004", norm_mode="eval")], steps=2
+    )
+    module.eval()
+    u = module.second(nn.functional.relu(module.norm(module.first(x))))
+    rate = trainer.callback_metrics["activation/rate/004.relu"]
+    assert rate == pytest.approx((u > 0).double().mean().item(), abs=1e-12)
+
+
+def test_shuffling_loader_gives_the_same_probe_batch_each_time():
+    shuffled = DataLoader(vectors(), 8, shuffle=True)
+    first, second = (
+        validated([ActivationRateMonitor(dataloader=shuffled, num_examples=16)], 1)
+        for _ in range(2)
+    )
+    first.pop("activation/seconds"), second.pop("activation/seconds")
+    assert first == second
