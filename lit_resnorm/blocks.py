@@ -12,7 +12,12 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lit_resnorm.initialization import Draws, ScaledStandardization, pin_row_norm
+from lit_resnorm.initialization import (
+    Draws,
+    ScaledStandardization,
+    fixup_std,
+    pin_row_norm,
+)
 from lit_resnorm.layers import (
     ACTIVATIONS,
     Layer,
@@ -22,11 +27,12 @@ from lit_resnorm.layers import (
     choose,
     draw_weights,
     fan_in,
+    fan_out,
     normalization,
     weight_layer,
 )
 
-__all__ = ["UNSHARE_BN", "Block", "BlockTap", "branch_pattern"]
+__all__ = ["UNSHARE_BN", "Block", "BlockTap", "share"]
 
 BlockTap = Callable[[str, Tensor], None]
 NF_ALPHA = 0.2
@@ -129,11 +135,10 @@ class Block(nn.Module):
         depth: int,
     ) -> None:
         """Draw the weights, then reparametrise them."""
-        for k, spec in enumerate(layers, 1):
-            layer = self.get_submodule(f"w{k}")
+        for k, (spec, layer) in enumerate(zip(layers, self.weights(), strict=True), 1):
             std = style.gain * math.sqrt(spec.variance / fan_in(layer))
             if style.scale == "fixup":
-                std = fixup_std(spec, k, len(layers), depth)
+                std = fixup_std(fan_out(layer), k, len(layers), depth)
             draw_weights(layer, draws, f"{name}.w{k}", std)
             if style.weight == "weight_norm":
                 pin_row_norm(layer, std)
@@ -158,6 +163,10 @@ class Block(nn.Module):
             self.branch_scale = NF_ALPHA
             self.input_scale = (1 + index * NF_ALPHA**2) ** -0.5
 
+    def weights(self) -> list[nn.Linear | nn.Conv2d]:
+        """Return the branch's weight layers in order."""
+        return [m for m in self.children() if isinstance(m, nn.Linear | nn.Conv2d)]
+
     def tie(self, other: "Block", unshare_bn: str) -> None:
         """Take the weight layers, and as much of the norms as asked, from `other`.
 
@@ -169,18 +178,19 @@ class Block(nn.Module):
         Raises:
             ValueError: If the two blocks' weights differ in shape.
         """
+        shapes = [tuple(w.weight.shape) for w in self.weights()]
+        others = [tuple(w.weight.shape) for w in other.weights()]
+        if shapes != others:
+            raise ValueError(
+                f"shared blocks need weights of equal shapes; got {others} and {shapes}"
+            )
         for name, child in other.named_children():
             mine = self.get_submodule(name)
-            if isinstance(child, nn.Linear | nn.Conv2d):
-                if mine.weight.shape != child.weight.shape:
-                    raise ValueError(
-                        f"blocks that share weights need equal shapes; {name} has "
-                        f"{tuple(mine.weight.shape)} and {tuple(child.weight.shape)}"
-                    )
+            is_norm = name.startswith("norm")
+            is_weight = isinstance(child, nn.Linear | nn.Conv2d)
+            if is_weight or (is_norm and unshare_bn == "none"):
                 setattr(self, name, child)
-            elif name.startswith("norm") and unshare_bn == "none":
-                setattr(self, name, child)
-            elif name.startswith("norm") and unshare_bn == "stats":
+            elif is_norm and unshare_bn == "stats":
                 mine.weight, mine.bias = child.weight, child.bias
 
     def forward(self, x: Tensor, tap: BlockTap | None = None) -> Tensor:
@@ -227,36 +237,17 @@ def _ignore(_name: str, _value: Tensor) -> None:
     """Stand in for a tap where there is none."""
 
 
-def branch_pattern(order: str, num_layers: int, *, residual: bool) -> str:
-    """Return the pattern of a branch with `num_layers` weight layers.
-
-    Args:
-        order: `post` (weight, norm, activation; without norm and activation after the
-            last of several layers of a residual branch) or `pre` (norm, activation,
-            weight).
-        num_layers: At least 1.
-        residual: Whether a skip connection goes around the branch.
+def share(blocks: Sequence[Block], shared: int, unshare_bn: str) -> None:
+    """Tie the last `shared` of these blocks, to the first of them.
 
     Raises:
-        ValueError: On another order or fewer layers.
+        ValueError: If there are fewer blocks, or their shapes differ.
     """
-    choose("order", order, ("post", "pre"))
-    if num_layers < 1:
-        raise ValueError(f"layers_per_block must be at least 1; got {num_layers}")
-    if order == "pre":
-        return "naw" * num_layers
-    if residual and num_layers > 1:
-        return "wna" * (num_layers - 1) + "w"
-    return "wna" * num_layers
-
-
-def fixup_std(spec: Layer, k: int, num_layers: int, depth: int) -> float:
-    """Return Fixup's standard deviation for the k-th of a branch's weight layers.
-
-    Source: Zhang, Dauphin & Ma (2019), arXiv 1901.09321, and its public code: 0 for the
-    last layer, else He's by fan-out times `depth ** (-1 / (2 num_layers - 2))`.
-    """
-    if k == num_layers:
-        return 0.0
-    fan_out = spec.out * max(spec.kernel, 1) ** 2
-    return math.sqrt(2 / fan_out) * depth ** (-1 / (2 * num_layers - 2))
+    choose("unshare_bn", unshare_bn, UNSHARE_BN)
+    if not 0 <= shared <= len(blocks):
+        raise ValueError(
+            f"shared must be between 0 and the {len(blocks)} blocks; got {shared}"
+        )
+    tied = blocks[len(blocks) - shared :]
+    for block in tied[1:]:
+        block.tie(tied[0], unshare_bn)

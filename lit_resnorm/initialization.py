@@ -13,7 +13,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Draws", "ScaledStandardization", "correlate_in_depth", "pin_row_norm"]
+__all__ = [
+    "Draws",
+    "ScaledStandardization",
+    "correlate_in_depth",
+    "fixup_std",
+    "pin_row_norm",
+]
 
 
 class Draws:
@@ -77,8 +83,9 @@ def pin_row_norm(layer: nn.Module, std: float) -> None:
         std: Standard deviation of its weights at initialisation.
     """
     nn.utils.parametrizations.weight_norm(layer)
-    parts = layer.parametrizations["weight"]  # pyright: ignore[reportIndexIssue]
-    parts.original0.fill_(std * math.sqrt(parts.original1[0].numel()))
+    norm = layer.get_parameter("parametrizations.weight.original0")
+    direction = layer.get_parameter("parametrizations.weight.original1")
+    norm.fill_(std * math.sqrt(direction[0].numel()))
 
 
 class ScaledStandardization(nn.Module):
@@ -96,3 +103,14 @@ class ScaledStandardization(nn.Module):
         centred = rows - rows.mean(1, keepdim=True)
         norm = centred.norm(dim=1, keepdim=True).clamp_min(1e-6)
         return (self.gain * centred / norm).view_as(weight)
+
+
+def fixup_std(fan_out: int, k: int, num_layers: int, depth: int) -> float:
+    """Return Fixup's standard deviation for the k-th of a branch's weight layers.
+
+    Source: Zhang, Dauphin & Ma (2019), arXiv 1901.09321, and its public code: 0 for the
+    last layer, else He's by fan-out times `depth ** (-1 / (2 num_layers - 2))`.
+    """
+    if k == num_layers:
+        return 0.0
+    return math.sqrt(2 / fan_out) * depth ** (-1 / (2 * num_layers - 2))

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from lit_resnorm.initialization import Draws
 
@@ -20,10 +19,13 @@ __all__ = [
     "ScalarBias",
     "Scale",
     "Style",
+    "branch_pattern",
     "choose",
     "draw_weights",
     "fan_in",
+    "fan_out",
     "normalization",
+    "positive",
     "weight_layer",
 ]
 
@@ -36,7 +38,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
     "tanh": nn.Tanh,
 }
-BOUNDARIES = {
+BOUNDARIES: dict[str, Literal["zeros", "circular", "replicate"]] = {
     "zero_padding": "zeros",
     "periodic": "circular",
     "symmetric": "replicate",
@@ -54,6 +56,17 @@ def choose(option: str, value: str, choices: Sequence[str]) -> str:
     """
     if value not in choices:
         raise ValueError(f"{option} must be one of {', '.join(choices)}; got {value!r}")
+    return value
+
+
+def positive(option: str, value: int) -> int:
+    """Return `value`.
+
+    Raises:
+        ValueError: If it is below 1; names the option.
+    """
+    if value < 1:
+        raise ValueError(f"{option} must be at least 1; got {value}")
     return value
 
 
@@ -131,14 +144,14 @@ def weight_layer(
             torch's padding by replication is another thing.
     """
     if not layer.kernel:
-        return skip_init(nn.Linear, width, layer.out, bias=bias)
+        linear = nn.Linear(width, layer.out, bias=bias, device="meta")
+        return linear.to_empty(device="cpu")
     if boundary == "symmetric" and layer.padding > 1:
         raise ValueError(
             "boundary='symmetric' takes kernels up to 3; "
             f"got a kernel of {layer.kernel} with padding {layer.padding}"
         )
-    return skip_init(
-        nn.Conv2d,
+    conv = nn.Conv2d(
         width,
         layer.out,
         layer.kernel,
@@ -146,7 +159,9 @@ def weight_layer(
         layer.padding,
         bias=bias,
         padding_mode=BOUNDARIES[boundary],
+        device="meta",
     )
+    return conv.to_empty(device="cpu")
 
 
 @torch.no_grad()
@@ -164,6 +179,11 @@ def fan_in(layer: nn.Linear | nn.Conv2d) -> int:
     return layer.weight[0].numel()
 
 
+def fan_out(layer: nn.Linear | nn.Conv2d) -> int:
+    """Return the number of outputs times that of positions that an input reaches."""
+    return layer.weight[:, 0].numel()
+
+
 def normalization(style: Style, width: int, *, spatial: bool) -> nn.Module:
     """Return the style's norm over `width` units, or channels where `spatial`."""
     if style.norm == "batch":
@@ -176,6 +196,29 @@ def normalization(style: Style, width: int, *, spatial: bool) -> nn.Module:
     if style.affine:
         nn.init.constant_(norm.weight, style.gamma_init)
     return norm
+
+
+def branch_pattern(order: str, num_layers: int, *, residual: bool) -> str:
+    """Return the pattern of a branch with `num_layers` weight layers.
+
+    Args:
+        order: `post` (weight, norm, activation; without norm and activation after the
+            last of several layers of a residual branch) or `pre` (norm, activation,
+            weight).
+        num_layers: At least 1.
+        residual: Whether a skip connection goes around the branch.
+
+    Raises:
+        ValueError: On another order or fewer layers.
+    """
+    choose("order", order, ("post", "pre"))
+    if num_layers < 1:
+        raise ValueError(f"layers_per_block must be at least 1; got {num_layers}")
+    if order == "pre":
+        return "naw" * num_layers
+    if residual and num_layers > 1:
+        return "wna" * (num_layers - 1) + "w"
+    return "wna" * num_layers
 
 
 class Scale(nn.Module):

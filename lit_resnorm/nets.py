@@ -5,26 +5,15 @@
 of one `Style`.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from math import prod
 
 from torch import Tensor, nn
 
-from lit_resnorm.blocks import UNSHARE_BN, Block, branch_pattern
+from lit_resnorm.blocks import Block, share
+from lit_resnorm.ends import checked_kernel, make_head, make_stem
 from lit_resnorm.initialization import Draws, correlate_in_depth
-from lit_resnorm.layers import (
-    ACTIVATIONS,
-    Layer,
-    Style,
-    choose,
-    draw_weights,
-    fan_in,
-    normalization,
-    weight_layer,
-)
+from lit_resnorm.layers import Layer, Style, branch_pattern, positive
 
 __all__ = ["Net", "Tap", "stacked_net"]
 
@@ -70,17 +59,6 @@ class Net(nn.Module):
             if str(index) in self.pools:
                 h = self.pools[str(index)](h)
         return self.head(h)
-
-
-def positive(option: str, value: int) -> int:
-    """Return `value`.
-
-    Raises:
-        ValueError: If it is below 1; names the option.
-    """
-    if value < 1:
-        raise ValueError(f"{option} must be at least 1; got {value}")
-    return value
 
 
 def stacked_net(
@@ -135,10 +113,10 @@ def stacked_net(
     positive("depth", depth)
     positive("width", width)
     draws = Draws()
-    kernel = _kernel(in_shape, kernel_size)
+    kernel = checked_kernel(in_shape, kernel_size)
     pattern = branch_pattern(order, layers_per_block, residual=residual)
     layers = _equal_layers(width, kernel, layers_per_block, order, residual, style)
-    stem = _stem(in_shape, width, kernel, stem_stride, draws, style.boundary)
+    stem = make_stem(in_shape, width, kernel, stem_stride, draws, style.boundary)
     stem.requires_grad_(train_stem)
     blocks = [
         Block(
@@ -156,22 +134,11 @@ def stacked_net(
     ]
     _correlate(blocks, layers_per_block, correlation_length, style)
     share(blocks, shared, unshare_bn)
-    head = _head(width, num_outputs, "", style, draws, bool(kernel), readout_bias)
+    head = make_head(
+        width, num_outputs, style, draws, spatial=bool(kernel), bias=readout_bias
+    )
     head.requires_grad_(train_head)
     return Net(stem, blocks, head)
-
-
-def _kernel(in_shape: Sequence[int], kernel_size: int | None) -> int:
-    """Return the kernel size, 0 for fully connected, after checks."""
-    if kernel_size is None:
-        return 0
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd and positive; got {kernel_size}")
-    if len(in_shape) != 3:
-        raise ValueError(
-            f"convolutions need inputs (channels, height, width); got {tuple(in_shape)}"
-        )
-    return kernel_size
 
 
 def _equal_layers(
@@ -193,56 +160,6 @@ def _equal_layers(
     ]
 
 
-def _stem(
-    in_shape: Sequence[int],
-    width: int,
-    kernel: int,
-    stride: int,
-    draws: Draws,
-    boundary: str,
-) -> nn.Module:
-    """Return a convolution, or a flattening with a projection where one is needed."""
-    if kernel:
-        spec = Layer(width, kernel, stride, kernel // 2)
-        stem = weight_layer(in_shape[0], spec, boundary=boundary)
-        draw_weights(stem, draws, "stem", fan_in(stem) ** -0.5)
-        return stem
-    features = prod(in_shape)
-    if features == width:
-        return nn.Flatten()
-    projection = weight_layer(features, Layer(width))
-    draw_weights(projection, draws, "stem.projection", features**-0.5)
-    parts = OrderedDict(flatten=nn.Flatten(), projection=projection)
-    return nn.Sequential(parts)
-
-
-def _head(
-    width: int,
-    num_outputs: int,
-    pattern: str,
-    style: Style,
-    draws: Draws,
-    spatial: bool,
-    bias: bool,
-) -> nn.Sequential:
-    """Return norm and activation as in `pattern`, pooling where spatial, read-out."""
-    positive("num_classes", num_outputs)
-    parts: OrderedDict[str, nn.Module] = OrderedDict()
-    if "n" in pattern and style.norm != "none":
-        norm_style = replace(style, gamma_init=1.0)
-        parts["norm"] = normalization(norm_style, width, spatial=spatial)
-    if "a" in pattern:
-        parts["act"] = ACTIVATIONS[style.activation]()
-    if spatial:
-        parts["pool"] = nn.AdaptiveAvgPool2d(1)
-        parts["flatten"] = nn.Flatten()
-    readout = weight_layer(width, Layer(num_outputs), bias=bias)
-    std = 0.0 if style.scale == "fixup" else width**-0.5
-    draw_weights(readout, draws, "head.fc", std)
-    parts["fc"] = readout
-    return nn.Sequential(parts)
-
-
 def _correlate(
     blocks: Sequence[Block], num_layers: int, length: float | None, style: Style
 ) -> None:
@@ -257,19 +174,3 @@ def _correlate(
     for k in range(1, num_layers + 1):
         weights = [block.get_parameter(f"w{k}.weight") for block in blocks]
         correlate_in_depth(weights, length)
-
-
-def share(blocks: Sequence[Block], shared: int, unshare_bn: str) -> None:
-    """Tie the last `shared` of these blocks, to the first of them.
-
-    Raises:
-        ValueError: If there are fewer blocks, or their shapes differ.
-    """
-    choose("unshare_bn", unshare_bn, UNSHARE_BN)
-    if not 0 <= shared <= len(blocks):
-        raise ValueError(
-            f"shared must be between 0 and the {len(blocks)} blocks; got {shared}"
-        )
-    tied = blocks[len(blocks) - shared :]
-    for block in tied[1:]:
-        block.tie(tied[0], unshare_bn)
