@@ -1,61 +1,22 @@
 """`LitClassifier`: trains any `nn.Module` and logs losses that are exact over ranks."""
 
 import inspect
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from types import FrameType
 from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from lit_resnorm.layers import choose
+from lit_resnorm.losses import LOSSES, SUM_DTYPE, EpochMeans, example_losses
 
-__all__ = ["EpochMeans", "LitClassifier"]
-
-SGD = {"lr": 0.05, "momentum": 0.9}
-LOSSES = ("cross_entropy", "mse")
-# Apple's GPUs have no float64.
-SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float64
-
-
-class EpochMeans(Metric):
-    """Mean loss and accuracy: sums and counts, over batches and ranks."""
-
-    full_state_update = False
-    loss: Tensor
-    correct: Tensor
-    examples: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("loss", "correct", "examples"):
-            zero = torch.zeros((), dtype=SUM_DTYPE)
-            self.add_state(name, zero, dist_reduce_fx="sum")
-
-    def update(self, loss: Tensor, correct: Tensor, examples: Tensor) -> None:
-        """Add a batch's summed loss, number of right answers and of examples."""
-        self.loss += loss
-        self.correct += correct
-        self.examples += examples
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return `loss` and `accuracy`, means over the examples of all ranks."""
-        return {
-            "loss": self.loss / self.examples,
-            "accuracy": self.correct / self.examples,
-        }
-
-    def sums(self) -> Tensor:
-        """Return this rank's three sums, shape `(3,)`."""
-        return torch.stack([self.loss, self.correct, self.examples])
+__all__ = ["LitClassifier"]
 
 
 class LitClassifier(L.LightningModule):
@@ -109,10 +70,10 @@ class LitClassifier(L.LightningModule):
             self.save_hyperparameters(frame=frame, logger=False)
         self.net = net
         self.loss = choose("loss", loss, LOSSES)
-        is_default = optimizer is LitClassifier.__init__.__kwdefaults__["optimizer"]
         # jsonargparse can only show and override a default that is a lambda, and
         # spawned processes can only receive one that isn't.
-        self.optimizer = partial(torch.optim.SGD, **SGD) if is_default else optimizer
+        default = inspect.signature(LitClassifier).parameters["optimizer"].default
+        self.optimizer = default_optimizer if optimizer is default else optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_interval = choose("lr_interval", lr_interval, ("epoch", "step"))
         self.num_classes = num_classes
@@ -131,16 +92,13 @@ class LitClassifier(L.LightningModule):
         Raises:
             ValueError: If the data module has another number of classes.
         """
-        classes = getattr(self._datamodule(), "num_classes", None)
+        data = getattr(self.trainer, "datamodule", None)
+        classes = getattr(data, "num_classes", None)
         if None not in (classes, self.num_classes) and classes != self.num_classes:
             raise ValueError(
                 f"num_classes={self.num_classes} of the model, but the data has "
                 f"{classes} ({stage})"
             )
-
-    def _datamodule(self) -> L.LightningDataModule | None:
-        """Return the trainer's data module."""
-        return getattr(self.trainer, "datamodule", None)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer, with its scheduler where there is one."""
@@ -148,46 +106,22 @@ class LitClassifier(L.LightningModule):
         optimizer = self.optimizer(params)
         if self.lr_scheduler is None:
             return optimizer
-        scheduler = {
-            "scheduler": self.lr_scheduler(optimizer),
-            "interval": self.lr_interval,
-            "monitor": "val/loss",
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": self.lr_scheduler(optimizer),
+                "interval": self.lr_interval,
+                "monitor": "val/loss",
+            },
         }
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs (logits), shape `(B, num_classes)`."""
         return self.net(x)
 
     def losses(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each example, in float32 or, for float64 outputs, that.
-
-        Args:
-            output: Shape `(B, C)`.
-            target: Classes, integers of shape `(B,)`, or floats of shape `(B, C)`:
-                the target itself (mse), class probabilities (cross entropy).
-
-        Returns:
-            Shape `(B,)`.
-
-        Raises:
-            ValueError: If the shapes don't match.
-        """
-        classes = not target.is_floating_point()
-        expected = output.shape[:1] if classes else output.shape
-        if output.ndim != 2 or target.shape != expected:
-            raise ValueError(
-                f"loss={self.loss!r} takes outputs (B, C) with classes (B,) or floats "
-                f"(B, C); got output {tuple(output.shape)} and {target.dtype} target "
-                f"{tuple(target.shape)}"
-            )
-        output = output if output.dtype == torch.float64 else output.float()
-        if self.loss == "cross_entropy":
-            target = target if classes else target.to(output)
-            return F.cross_entropy(output, target, reduction="none")
-        if classes:
-            target = F.one_hot(target, output.shape[1])
-        return (output - target.to(output)).square().sum(1) / 2
+        """Return the loss of each example, shape `(B,)`; see `example_losses`."""
+        return example_losses(self.loss, output, target)
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss over this rank's batch."""
@@ -263,19 +197,15 @@ class LitClassifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the sums of the training epoch so far, a row a rank."""
-        rows = self.all_gather(self.train_means.sums()).reshape(-1, 3)
-        checkpoint["train_means"] = rows.cpu()
+        rows = self.all_gather(self.train_means.sums())
+        checkpoint["train_means"] = torch.as_tensor(rows).reshape(-1, 3).cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with this rank's sums; with other ranks than before, rank 0 has all."""
+        """Go on with the sums."""
         rows = checkpoint.get("train_means")
-        if rows is None or self._trainer is None:
-            return
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        if len(rows) != world:
-            rows = torch.cat([rows.sum(0, keepdim=True), rows.new_zeros(world - 1, 3)])
-        self.train_means.reset()
-        self.train_means.update(*rows[rank].to(self.train_means.loss))
+        if rows is not None and self._trainer is not None:
+            trainer = self.trainer
+            self.train_means.restore(rows, trainer.global_rank, trainer.world_size)
 
     def _evaluate(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return a batch's losses and its sums: loss, right answers, examples."""
@@ -305,6 +235,11 @@ class LitClassifier(L.LightningModule):
         for name, value in values.items():
             self._log_epoch(f"{stage}/{name}", value)
         return values["loss"]
+
+
+def default_optimizer(params: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """Return stochastic gradient descent with learning rate 0.05 and momentum 0.9."""
+    return torch.optim.SGD(params, lr=0.05, momentum=0.9)
 
 
 def _outermost_init(module: L.LightningModule) -> FrameType | None:

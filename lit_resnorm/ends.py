@@ -50,10 +50,12 @@ def make_stem(
     *,
     bias: bool = False,
     pool: bool = False,
+    project: bool = False,
 ) -> nn.Module:
     """Return a convolution, or for kernel 0 a flattening and a projection.
 
-    The projection is left out where inputs have `width` features already. Weights have
+    The projection is left out where inputs have `width` features already, unless
+    `project`. Weights have
     variance 1/fan_in. With `pool` the convolution is followed by a maximum over 3 x 3
     positions with stride 2.
     """
@@ -67,7 +69,7 @@ def make_stem(
             parts["pool"] = nn.MaxPool2d(3, 2, 1)
         return nn.Sequential(parts)
     features = prod(in_shape)
-    if features == width:
+    if features == width and not project:
         return nn.Flatten()
     projection = weight_layer(features, Layer(width), bias=bias)
     draw_weights(projection, draws, "stem.projection", features**-0.5)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from lit_resnorm.blocks import Block, share
 from lit_resnorm.ends import checked_kernel, make_head, make_stem
 from lit_resnorm.initialization import Draws, correlate_in_depth
-from lit_resnorm.layers import Layer, Style, branch_pattern, positive
+from lit_resnorm.layers import Layer, Style, branch_pattern, choose, positive
 
 __all__ = ["Net", "Tap", "stacked_net"]
 
+STEMS = ("auto", "projection")
 Tap = Callable[[int, str, Tensor], None]
 
 
@@ -72,6 +73,7 @@ def stacked_net(
     order: str = "post",
     layers_per_block: int = 2,
     kernel_size: int | None = None,
+    stem: str = "auto",
     stem_stride: int = 1,
     train_stem: bool = False,
     train_head: bool = True,
@@ -97,9 +99,10 @@ def stacked_net(
         order: `post` or `pre`, see `branch_pattern`.
         layers_per_block: Weight layers in a block.
         kernel_size: Of the convolutions; None: fully connected, inputs flattened.
+        stem: `auto`: a fully connected net whose inputs have `width` features has
+            none; `projection`: always a projection, or convolution.
         stem_stride: Stride of the convolutional stem.
-        train_stem: Whether the stem's weights are trained. A fully connected net whose
-            inputs have `width` features has no stem.
+        train_stem: Whether the stem's weights are trained.
         train_head: Whether the read-out is trained.
         readout_bias: Whether it has a bias.
         shared: The last `shared` blocks are one block applied again.
@@ -116,8 +119,16 @@ def stacked_net(
     kernel = checked_kernel(in_shape, kernel_size)
     pattern = branch_pattern(order, layers_per_block, residual=residual)
     layers = _equal_layers(width, kernel, layers_per_block, order, residual, style)
-    stem = make_stem(in_shape, width, kernel, stem_stride, draws, style.boundary)
-    stem.requires_grad_(train_stem)
+    first = make_stem(
+        in_shape,
+        width,
+        kernel,
+        stem_stride,
+        draws,
+        style.boundary,
+        project=choose("stem", stem, STEMS) == "projection",
+    )
+    first.requires_grad_(train_stem)
     blocks = [
         Block(
             width,
@@ -138,7 +149,7 @@ def stacked_net(
         width, num_outputs, style, draws, spatial=bool(kernel), bias=readout_bias
     )
     head.requires_grad_(train_head)
-    return Net(stem, blocks, head)
+    return Net(first, blocks, head)
 
 
 def _equal_layers(

@@ -1,0 +1,91 @@
+"""Losses by example, and their means over batches and ranks."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+
+__all__ = ["LOSSES", "SUM_DTYPE", "EpochMeans", "example_losses"]
+
+LOSSES = ("cross_entropy", "mse")
+# Apple's GPUs have no float64.
+SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float64
+
+
+def example_losses(loss: str, output: Tensor, target: Tensor) -> Tensor:
+    """Return the loss of each example, in float32 or, for float64 outputs, that.
+
+    Args:
+        loss: `cross_entropy`, or `mse`: half the squared distance between output and
+            target, summed over outputs.
+        output: Shape `(B, C)`.
+        target: Classes, integers of shape `(B,)`, or floats of shape `(B, C)`: the
+            target itself (mse), class probabilities (cross entropy).
+
+    Returns:
+        Shape `(B,)`.
+
+    Raises:
+        ValueError: If the shapes don't match.
+    """
+    classes = not target.is_floating_point()
+    expected = output.shape[:1] if classes else output.shape
+    if output.ndim != 2 or target.shape != expected:
+        raise ValueError(
+            f"loss={loss!r} takes outputs (B, C) with classes (B,) or floats "
+            f"(B, C); got output {tuple(output.shape)} and {target.dtype} target "
+            f"{tuple(target.shape)}"
+        )
+    output = output if output.dtype == torch.float64 else output.float()
+    if loss == "cross_entropy":
+        target = target if classes else target.to(output)
+        return F.cross_entropy(output, target, reduction="none")
+    if classes:
+        target = F.one_hot(target, output.shape[1])
+    return (output - target.to(output)).square().sum(1) / 2
+
+
+class EpochMeans(Metric):
+    """Mean loss and accuracy: sums and counts, over batches and ranks."""
+
+    full_state_update = False
+    loss: Tensor
+    correct: Tensor
+    examples: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("loss", "correct", "examples"):
+            zero = torch.zeros((), dtype=SUM_DTYPE)
+            self.add_state(name, zero, dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, correct: Tensor, examples: Tensor) -> None:
+        """Add a batch's summed loss, number of right answers and of examples."""
+        self.loss += loss
+        self.correct += correct
+        self.examples += examples
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return `loss` and `accuracy`, means over the examples of all ranks."""
+        return {
+            "loss": self.loss / self.examples,
+            "accuracy": self.correct / self.examples,
+        }
+
+    def restore(self, rows: Tensor, rank: int, world_size: int) -> None:
+        """Go on with the sums that every rank had.
+
+        Args:
+            rows: One row of `sums()` for each rank that there was.
+            rank: This rank.
+            world_size: Number of ranks now; where it is another, rank 0 takes all.
+        """
+        if len(rows) != world_size:
+            zeros = rows.new_zeros(world_size - 1, 3)
+            rows = torch.cat([rows.sum(0, keepdim=True), zeros])
+        self.reset()
+        self.update(*rows[rank].to(self.loss))
+
+    def sums(self) -> Tensor:
+        """Return this rank's three sums, shape `(3,)`."""
+        return torch.stack([self.loss, self.correct, self.examples])
