@@ -136,6 +136,22 @@ def test_visits_come_to_the_traced_sites_and_change_nothing():
     assert not any(m._forward_hooks for m in net.modules())
 
 
+def test_what_a_visitor_computes_is_no_part_of_the_pass():
+    class Busy(Count):
+        def before(self, site, args, kwargs):
+            super().before(site, args, kwargs)
+            F.relu(args[0] + args[0])
+
+    net = Mixed()
+    x = torch.randn(3, 4)
+    busy, count = Busy(), Count()
+    sites = sites_of(net, x)
+    for visitor in (busy, count):
+        with torch.no_grad(), visiting(net, sites, visitor):
+            net(x)
+    assert busy.seen == count.seen == [site.name for site in sites]
+
+
 def test_visitor_can_replace_an_output():
     class Double(Visitor):
         def after(self, site, args, kwargs, output):

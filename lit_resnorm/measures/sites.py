@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -274,7 +275,7 @@ class _Visit(Walk):
 
     def entered(self, entry: int, args: Any, kwargs: Any) -> None:
         if site := self._site(entry, None, self.frames[-1][1]):
-            self.visitor.before(site, args, kwargs)
+            self._before(site, args, kwargs)
 
     def left(
         self, entry: int, module: nn.Module, args: Any, kwargs: Any, output: Any
@@ -282,8 +283,7 @@ class _Visit(Walk):
         site = self._site(entry, None, module)
         if site is None:
             return None
-        self._visited += 1
-        return self.visitor.after(site, args, kwargs, output)
+        return self._after(site, args, kwargs, output)
 
     def applied(
         self, entry: int, op: str, func: Callable[..., Any], args: Any, kwargs: Any
@@ -291,8 +291,17 @@ class _Visit(Walk):
         site = self._site(entry, op, None)
         if site is None:
             return func(*args, **kwargs)
-        self._visited += 1
-        self.visitor.before(site, args, kwargs)
+        self._before(site, args, kwargs)
         output = func(*args, **kwargs)
-        replaced = self.visitor.after(site, args, kwargs, output)
+        replaced = self._after(site, args, kwargs, output)
         return output if replaced is None else replaced
+
+    # What a visitor computes is no part of the pass: it is neither numbered nor seen.
+    def _before(self, site: Site, args: Any, kwargs: Any) -> None:
+        with torch._C.DisableTorchFunction():
+            self.visitor.before(site, args, kwargs)
+
+    def _after(self, site: Site, args: Any, kwargs: Any, output: Any) -> Any:
+        self._visited += 1
+        with torch._C.DisableTorchFunction():
+            return self.visitor.after(site, args, kwargs, output)
