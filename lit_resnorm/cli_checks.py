@@ -1,0 +1,107 @@
+"""What the command line looks at before training, so that mistakes cost no time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lit_resnorm.classifier import LitClassifier
+from lit_resnorm.run_places import load_checkpoint
+
+VARIANT = "variant"
+
+
+def check_devices(accelerator: str, devices: Any) -> None:
+    """Raise ValueError if GPUs are asked for that aren't there."""
+    if accelerator not in ("gpu", "cuda") or torch.backends.mps.is_available():
+        return
+    count = torch.cuda.device_count()
+    asked = f"trainer.accelerator={accelerator}, trainer.devices={devices}"
+    number = int(devices) if str(devices).isdecimal() else 1
+    if number > count:
+        raise ValueError(f"{asked}: this machine has {count or 'no'} GPU")
+
+
+def check_callback_names(callbacks: Iterable[Callback]) -> None:
+    """Raise ValueError if two callbacks would keep their state under one key."""
+    seen: dict[str, Callback] = {}
+    for callback in callbacks:
+        if not hasattr(callback, "name") and not _has_state(callback):
+            continue
+        key = callback.state_key
+        if key in seen:
+            name = getattr(callback, "name", None)
+            kind = type(callback).__name__
+            shared = f"the name {name!r}" if name else f"the key {key!r}"
+            raise ValueError(
+                f"trainer.callbacks: two {kind} have {shared}; give one another name"
+            )
+        seen[key] = callback
+
+
+def _has_state(callback: Callback) -> bool:
+    return is_overridden("state_dict", callback)
+
+
+def check_outputs(module: LightningModule, data: LightningDataModule) -> None:
+    """Raise ValueError if one of our modules can't learn from one of our data sets.
+
+    One example of zeros goes through the network in eval mode; random states stay.
+    """
+    shape = getattr(data, "input_shape", None)
+    classes = getattr(data, "num_classes", None)
+    if not isinstance(module, LitClassifier) or shape is None or classes is None:
+        return
+    names = type(module).__name__, type(data).__name__
+    training = module.training
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            outputs = module.eval()(torch.zeros(1, *shape))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{names[0]} can't take the inputs of {names[1]}, of shape {shape}: {error}"
+        ) from error
+    finally:
+        module.train(training)
+    if outputs.ndim != 2:
+        raise ValueError(f"{names[0]} gives outputs of shape {tuple(outputs.shape)}")
+    number = outputs.shape[1]
+    if number < classes or (module.loss == "mse" and number != classes):
+        raise ValueError(
+            f"loss={module.loss}: the head of {names[0]} has {number} outputs, but"
+            f" {names[1]} has {classes} classes"
+        )
+
+
+def check_checkpoint(path: Path, module: LightningModule) -> None:
+    """Raise ValueError unless a checkpoint is whole and fits the module."""
+    if path.is_dir():
+        return  # a sharded one, which its strategy checks
+    checkpoint = load_checkpoint(path)
+    own = type(module).__name__
+    saved = checkpoint.get(VARIANT, own)
+    reason = _difference(checkpoint["state_dict"], module.state_dict())
+    if saved != own or reason:
+        raise ValueError(
+            f"--ckpt_path {path}: it is of {saved}, the model is {own}"
+            + (f" ({reason})" if reason else "")
+        )
+
+
+def _difference(
+    saved: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
+) -> str:
+    for key in [*saved, *own]:
+        if key not in own:
+            return f"the model has no {key}"
+        if key not in saved:
+            return f"the checkpoint has no {key}"
+        shapes = tuple(saved[key].shape), tuple(own[key].shape)
+        if shapes[0] != shapes[1]:
+            return f"{key} is {shapes[0]} there and {shapes[1]} here"
+    return ""

@@ -1,0 +1,166 @@
+"""Reading W&B runs that were recorded offline, without a server.
+
+A `run-<id>.wandb` file is a log in LevelDB's framing (blocks of 32 KiB; a record is
+one whole chunk or first, middle and last ones, each with a checksum) of messages of
+`wandb.proto`. A process that was killed leaves a torn tail, which is left out. A run
+that was resumed offline leaves one directory a process, with the same id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lit_resnorm.run_files import Run, history_frame, summarise
+
+_STEP = "trainer/global_step"
+_BLOCK = 32768
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+_FOLDER = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-(?P<id>.+)")
+
+
+def run_ids(folder: Path) -> dict[str, list[Path]]:
+    """Return the directories of the runs recorded in `folder`, by id, oldest first."""
+    ids: dict[str, list[Path]] = {}
+    # `latest-run` is a link to one of them
+    for path in sorted(folder.glob("*run-*"), key=lambda p: p.name.split("run-")[1]):
+        match = _FOLDER.fullmatch(path.name)
+        if match and not path.is_symlink():
+            ids.setdefault(match["id"], []).append(path)
+    return ids
+
+
+def read_offline_wandb(path: str | os.PathLike[str]) -> list[Run]:
+    """Return the runs recorded under `path`, one an id.
+
+    Rows are joined by `trainer/global_step`, the `step` of the history; of a value
+    that two processes logged at the same step the later process's is kept. Tables,
+    histograms and images are left out.
+
+    Args:
+        path: A `.wandb` file or the directory of one run (then other directories of
+            the same id beside it are read too), or a directory with a `wandb`
+            directory in it, or that directory itself.
+
+    Raises:
+        ValueError: If there is no offline run, or a file is damaged before its end.
+        ModuleNotFoundError: If wandb isn't installed.
+    """
+    path = Path(path)
+    folder = path.parent if path.suffix == ".wandb" else path
+    match = _FOLDER.fullmatch(folder.resolve().name)
+    if match:
+        wanted = match["id"]
+        found = {wanted: run_ids(folder.resolve().parent)[wanted]}
+    else:
+        found = run_ids(path / "wandb") or run_ids(path)
+    if not found:
+        raise ValueError(f"{path} holds no offline W&B run")
+    return [_read_run(run_id, folders) for run_id, folders in found.items()]
+
+
+@dataclass
+class _Recorded:
+    name: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+    exit_code: int | None = None
+    seconds: float = 0.0
+
+
+def _read_run(run_id: str, folders: Iterable[Path]) -> Run:
+    recorded, latest = _Recorded(), Path()
+    for latest in folders:
+        recorded.exit_code = None
+        for file in latest.glob("*.wandb"):
+            _take(file, recorded)
+    rows = [recorded.rows[step] for step in sorted(recorded.rows)]
+    recorded.config.pop("_wandb", None)
+    words = {None: "interrupted", 0: "finished"}
+    summary = {
+        "status": words.get(recorded.exit_code, "failed"),
+        "values": summarise(rows),
+        "verdicts": {},
+        "seconds": recorded.seconds,
+    }
+    name = recorded.name or run_id
+    return Run(name, latest, recorded.config, history_frame(rows), summary)
+
+
+def _take(file: Path, recorded: _Recorded) -> None:
+    """Add what one process recorded."""
+    from google.protobuf.message import DecodeError
+    from wandb.proto import wandb_internal_pb2 as pb
+
+    for frame in _frames(file):
+        try:
+            record = pb.Record.FromString(frame)  # pyright: ignore[reportAttributeAccessIssue]
+        except DecodeError as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            recorded.name = record.run.display_name
+            recorded.config |= _nested(record.run.config.update)
+        elif kind == "config":
+            recorded.config |= _nested(record.config.update)
+        elif kind == "exit":
+            recorded.exit_code = record.exit.exit_code
+            recorded.seconds += record.exit.runtime
+        elif kind == "history":
+            _take_row(_nested(record.history.item), recorded.rows)
+
+
+def _take_row(values: dict[str, Any], rows: dict[int, dict[str, Any]]) -> None:
+    step = int(values.pop(_STEP, values.get("_step", 0)))
+    row = rows.setdefault(step, {"step": step, "epoch": None})
+    row |= {
+        key: value
+        for key, value in values.items()
+        if not key.startswith("_") and not isinstance(value, dict | list)
+    }
+
+
+def _nested(items: Iterable[Any]) -> dict[str, Any]:
+    """Return the values of key-value records, whose keys may be paths."""
+    values: dict[str, Any] = {}
+    for item in items:
+        *folders, key = list(item.nested_key) or [item.key]
+        inner = values
+        for folder in folders:
+            inner = inner.setdefault(folder, {})
+        inner[key] = json.loads(item.value_json)
+    return values
+
+
+def _frames(file: Path) -> Iterator[bytes]:
+    """Yield the records of a file, without a torn one at its end.
+
+    Raises:
+        ValueError: If it is no file of W&B's, or a checksum before its end is wrong.
+    """
+    content = file.read_bytes()
+    if content[:4] != b":W&B"[: len(content)]:
+        raise ValueError(f"{file} is no W&B run file")
+    position, record = 7, b""
+    while position + 7 <= len(content):
+        left = _BLOCK - position % _BLOCK
+        checksum, length, kind = struct.unpack_from("<IHB", content, position)
+        if left < 7 or (kind, length) == (0, 0):
+            position += left
+            continue
+        data = content[position + 7 : position + 7 + length]
+        if len(data) < length:
+            return
+        if zlib.crc32(data, zlib.crc32(bytes([kind]))) != checksum:
+            raise ValueError(f"{file} is damaged at byte {position}")
+        position += 7 + length
+        record = data if kind in (_FULL, _FIRST) else record + data
+        if kind in (_FULL, _LAST):
+            yield record
