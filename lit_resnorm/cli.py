@@ -33,7 +33,7 @@ from lit_resnorm.cli_checks import (
     check_outputs,
 )
 from lit_resnorm.cli_defaults import filled_in, with_defaults
-from lit_resnorm.cli_errors import UsageError, one_line
+from lit_resnorm.cli_errors import UsageError, check_config_files, one_line
 from lit_resnorm.run_files import CONFIG, logged_config
 from lit_resnorm.run_places import (
     best_checkpoint,
@@ -214,6 +214,7 @@ class ResNormCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words of the command line."""
+        check_config_files(sys.argv[1:] if args is None else args)
         try:
             self.config = parser.parse_args(args)
         except Exception as error:
@@ -229,8 +230,7 @@ class ResNormCLI(LightningCLI):
             check_devices(options.trainer.accelerator, options.trainer.devices)
             self._default_config()
             self._link_data()
-            if not options.trainer.fast_dev_run or options.ckpt_path:
-                self._find_run()
+            self._find_run()
         except Exception as error:
             raise UsageError(one_line(error)) from error
 
@@ -266,7 +266,7 @@ class ResNormCLI(LightningCLI):
         folder = Path(options.trainer.default_root_dir or ".") / check_name(
             "--experiment", options.experiment
         )
-        name = options.run and check_name("--run", options.run)
+        name = None if options.run is None else check_name("--run", options.run)
         word = options.ckpt_path
         if word in ("last", "best"):
             run = self._agreed(lambda: known_run(folder, name))
@@ -313,7 +313,10 @@ class ResNormCLI(LightningCLI):
             self.model._log_hyperparams = self.datamodule._log_hyperparams = False
             check_outputs(self.model, self.datamodule)
             if self.options.ckpt_path:
-                check_checkpoint(Path(self.options.ckpt_path), self.model)
+                path, weights_only = self.options.ckpt_path, self.options.weights_only
+                check_checkpoint(
+                    Path(path), self.model, weights_only=weights_only is not False
+                )
             callbacks = self._get(self.config_init, "trainer").get("callbacks")
             check_callback_names(callbacks or ())
             self.trainer = self.instantiate_trainer()
@@ -323,10 +326,13 @@ class ResNormCLI(LightningCLI):
 
     def _forget_run(self) -> None:
         """Take away the directory of a run that never began."""
-        if self.run_dir is not None and _rank() == 0:
-            for folder in (self.run_dir, self.run_dir.parent):
-                if folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
+        if self.run_dir is None or _rank():
+            return
+        if [path.name for path in self.run_dir.glob("*")] == [CONFIG]:
+            (self.run_dir / CONFIG).unlink()
+        for folder in (self.run_dir, self.run_dir.parent):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:

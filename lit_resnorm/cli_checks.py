@@ -78,11 +78,13 @@ def check_outputs(module: LightningModule, data: LightningDataModule) -> None:
         )
 
 
-def check_checkpoint(path: Path, module: LightningModule) -> None:
+def check_checkpoint(
+    path: Path, module: LightningModule, *, weights_only: bool = True
+) -> None:
     """Raise ValueError unless a checkpoint is whole and fits the module."""
     if path.is_dir():
         return  # a sharded one, which its strategy checks
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, weights_only=weights_only)
     own = type(module).__name__
     saved = checkpoint.get(VARIANT, own)
     reason = _difference(checkpoint["state_dict"], module.state_dict())

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
-import jsonargparse
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
-# Lines of jsonargparse's messages that say which types were tried, and not what is
-# wrong.
-_NOISE = re.compile(
-    r"(Does not validate|Subtypes:|Errors:|Given value type:|Given value:"
-    r"|Not a valid subclass|Subclass types|Expected a <class 'NoneType'>"
-    r"|Expected a List but|a class path|a dict|Expected a path but|Problem with given)"
+_KEY = re.compile(r'Parser key "([^"]+)":')
+# Messages of jsonargparse around the reason, which is their cause.
+_WRAPPING = re.compile(
+    r"[\s-]*(Parser key|Does not validate|Problem with given class_path"
+    r"|Problems parsing config|Expected a path but)"
 )
-_LONG = 600
+_REWORDED = (
+    (r"Expected a dot import path string: (\S+)", r"unknown class '\1'"),
+    (r"Expected a <class '(\w+)'>\. Got value: (.*)", r"expected \1, got '\2'"),
+    (r"Expected a typing\.Literal\[(.*)\]\. Got value: (.*)", r"\2 is none of \1"),
+    (r"the following arguments are required: \w+\.(\w+)", r"--\1 is missing"),
+    (r"expected \"subcommand\" to be one of (.*), but it was.*", r"no command of \1"),
+)
+_LONG = 500
 
 
 class UsageError(ValueError):
@@ -23,21 +34,57 @@ class UsageError(ValueError):
 
 def one_line(error: BaseException) -> str:
     """Return what an error says, in one line."""
-    if isinstance(error, jsonargparse.ArgumentError | argparse.ArgumentError):
+    if isinstance(error, UsageError):
+        return str(error)
+    keys: list[str] = []
+    while True:
         text = str(error)
-    else:
-        error = _cause(error)
-        text = str(error) or type(error).__name__
-        if not isinstance(error, ValueError | OSError | RuntimeError):
-            text = f"{type(error).__name__}: {text}"
-    lines = [line.strip().lstrip("- ") for line in text.splitlines()]
-    told = [line for line in lines if line and not _NOISE.match(line)]
-    line = re.sub(r"\s+", " ", " ".join(told or lines))
-    return line if len(line) <= _LONG else line[: _LONG - 3] + "..."
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Return the error that another one was raised from, the first of all."""
-    while error.__cause__ is not None:
+        key = _KEY.match(text)
+        if key and key[1] not in keys[-1:]:
+            keys.append(key[1])
+        if error.__cause__ is None or not _is_wrapping(error):
+            break
         error = error.__cause__
-    return error
+    line = re.sub(r"\s+", " ", text).strip() or type(error).__name__
+    for pattern, words in _REWORDED:
+        line = re.sub(pattern, words, line)
+    bare = isinstance(error, LookupError | ArithmeticError | AttributeError)
+    if bare and not type(error).__module__.startswith("jsonargparse"):
+        line = f"{type(error).__name__}: {line}"
+    line += _suggestion(line)
+    line = line if len(line) <= _LONG else line[: _LONG - 3] + "..."
+    return f"--{'.'.join(keys)}: {line}" if keys else line
+
+
+def _is_wrapping(error: BaseException) -> bool:
+    if isinstance(error, argparse.ArgumentError | MisconfigurationException):
+        return True
+    return bool(_WRAPPING.match(str(error)))
+
+
+def _suggestion(line: str) -> str:
+    unknown = re.search(r"unknown class '(\w+)'", line)
+    if not unknown:
+        return ""
+    kinds: list[type] = [LightningModule, LightningDataModule, Callback]
+    for kind in kinds:  # grows by the classes derived from those in it
+        kinds.extend(kind.__subclasses__())
+    close = difflib.get_close_matches(unknown[1], {kind.__name__ for kind in kinds})
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def check_config_files(args: Sequence[str]) -> None:
+    """Raise UsageError for a config file that isn't there or is no mapping in YAML."""
+    words = iter(args)
+    for word in words:
+        option, _, path = word.partition("=")
+        if option not in ("--config", "-c"):
+            continue
+        path = path or next(words, "")
+        try:
+            config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UsageError(f"--config {path}: {reason}") from error
+        if not isinstance(config, dict):
+            raise UsageError(f"--config {path}: it holds no options")

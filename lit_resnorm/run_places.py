@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import zipfile
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -119,21 +121,32 @@ def best_checkpoint(run: Path) -> Path:
     raise ValueError(f"--ckpt_path best: {run} has no best checkpoint")
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, *, weights_only: bool = True) -> dict[str, Any]:
     """Return a checkpoint; tensors stay in the file until they are used.
+
+    Args:
+        path: The file.
+        weights_only: Whether to refuse what could run code.
 
     Raises:
         ValueError: If there is no file, or it is truncated or something else.
     """
     if not path.is_file():
         raise ValueError(f"--ckpt_path {path}: there is no such file")
+    # the directory of a zip file is at its end
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"--ckpt_path {path}: it is truncated, or no checkpoint")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises what the damage happens to lead to
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        checkpoint = torch.load(
+            path, map_location="cpu", weights_only=weights_only, mmap=True
+        )
+    except pickle.UnpicklingError as error:
         raise ValueError(
-            f"--ckpt_path {path}: truncated, or no checkpoint ({reason[:120]})"
+            f"--ckpt_path {path}: it holds more than tensors and plain values"
+            " (--weights_only false loads it, and runs what code it holds)"
         ) from error
+    except (RuntimeError, OSError, EOFError) as error:
+        raise ValueError(f"--ckpt_path {path}: it is damaged ({error})") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"--ckpt_path {path}: it holds no state_dict")
     return checkpoint
