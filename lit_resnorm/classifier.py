@@ -106,12 +106,14 @@ class LitClassifier(L.LightningModule):
         optimizer = self.optimizer(params)
         if self.lr_scheduler is None:
             return optimizer
+        scheduler = self.lr_scheduler(optimizer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {
-                "scheduler": self.lr_scheduler(optimizer),
+                "scheduler": scheduler,
                 "interval": self.lr_interval,
-                "monitor": "val/loss",
+                # LightningCLI's own ReduceLROnPlateau carries one.
+                "monitor": getattr(scheduler, "monitor", "val/loss"),
             },
         }
 
