@@ -101,12 +101,22 @@ class LitClassifier(L.LightningModule):
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer, with its scheduler where there is one."""
+        """Return the optimizer, with its scheduler where there is one.
+
+        Raises:
+            ValueError: If `ReduceLROnPlateau` should step at each optimizer step.
+        """
         params = [p for p in self.parameters() if p.requires_grad]
         optimizer = self.optimizer(params)
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
+        plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        if plateau and self.lr_interval == "step":
+            raise ValueError(
+                "lr_interval='step' doesn't go with ReduceLROnPlateau, which waits for "
+                "a validation"
+            )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {
