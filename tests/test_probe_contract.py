@@ -235,6 +235,18 @@ def test_probe_works_from_validate_and_test_under_inference_mode(probe):
 
 
 @every_probe
+def test_testing_the_trained_weights_measures_them_once_and_changed_ones_again(probe):
+    recorder = Recorder()
+    trainer, module = fit([probe(cadence=20)], logger=recorder)
+    trainer.test(module, loaders()[1], verbose=False)
+    assert recorder.steps(probe().name) == [0, 20]
+    with torch.no_grad():
+        module.head.weight.mul_(2)
+    trainer.test(module, loaders()[1], verbose=False)
+    assert recorder.steps(probe().name) == [0, 20, 20]
+
+
+@every_probe
 def test_sanity_check_measures_nothing(probe):
     recorder = Recorder()
     fit([probe(cadence=Cadence(100, False, False))], logger=recorder, steps=2)
