@@ -77,12 +77,15 @@ def _by_step(
     FigureCanvasAgg(figure)  # no pyplot: nothing global, nothing to close
     axes = figure.add_subplot()
     steps = sorted(curves)
-    norm = Normalize(steps[0], max(steps[-1], steps[0] + 1))
+    # The pale fifth of the map is left out: its lines are hard to see on white.
+    first, last = steps[0], max(steps[-1], steps[0] + 1)
+    norm = Normalize(first - (last - first) / 4, last)
     colours = colormaps["viridis"].reversed()
     for step in steps:
         axes.plot(*curves[step], marker=marker, markersize=3, color=colours(norm(step)))
     axes.grid(alpha=0.3)
     if len(steps) > 1:
-        scale = ScalarMappable(norm, colours)
-        figure.colorbar(scale, ax=axes, label="optimizer step")
+        bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes)
+        bar.ax.set_ylim(first, last)
+        bar.set_label("optimizer step")
     return figure, axes
