@@ -22,7 +22,8 @@ def stream(name: str, *key: int) -> np.random.Generator:
         name: What is drawn; different names give independent numbers.
         key: Non-negative integers such as seed, epoch and index.
     """
-    return np.random.default_rng([zlib.crc32(name.encode()), *key])
+    # With its length, because numpy takes a key for the same with zeros appended.
+    return np.random.default_rng([zlib.crc32(name.encode()), len(key), *key])
 
 
 class BatchKey(NamedTuple):

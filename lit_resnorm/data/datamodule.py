@@ -1,6 +1,6 @@
 """What all DataModules share: loaders that resume and share out exactly."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -16,7 +16,7 @@ def check_at_least(least: int, **options: int | None) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-class DataModule(LightningDataModule):
+class DataModule(LightningDataModule, ABC):
     """Three sets of examples, and loaders that resume and share out exactly.
 
     Training: every rank makes the same number of steps (`EpochSampler`), and the place

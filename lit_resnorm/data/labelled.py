@@ -24,8 +24,7 @@ def class_numbers(
     """Return the numbers of the classes that are asked for, in the order given.
 
     Raises:
-        ValueError: If the list is empty, or names an unknown class, one twice, or one
-            whose name isn't unique.
+        ValueError: If the list is empty, or names an unknown class, or one twice.
     """
     if classes is None:
         return list(range(len(names)))
@@ -33,8 +32,6 @@ def class_numbers(
         raise ValueError("classes: the list is empty; leave it out to have all classes")
     numbers = []
     for wanted in classes:
-        if isinstance(wanted, str) and names.count(wanted) > 1:
-            raise ValueError(f"classes: {wanted!r} names two classes; give its number")
         known = range(len(names)) if isinstance(wanted, int) else names
         if wanted not in known:
             raise ValueError(
@@ -138,13 +135,19 @@ class LabelledData(DataModule):
         """
         pool, labels = relabelled(pool_y, self.classes)
         size = len(pool)
-        num_val = min(size // 10, 10_000) if self.num_val is None else self.num_val
+        num_val = self.num_val
+        if num_val is None:
+            num_val = min(max(size // 10, 1), 10_000)
         left = size - num_val
         num_train = left if self.num_train is None else self.num_train
-        if num_train > left or left == 0:
+        if left < 1:
             raise ValueError(
-                f"num_train {num_train} is more than the {max(left, 0)} examples that "
-                f"num_val {num_val} leaves of {size}"
+                f"num_val {num_val} leaves no training example: there are {size}"
+            )
+        if num_train > left:
+            raise ValueError(
+                f"num_train {num_train} is more than the {left} examples that num_val "
+                f"{num_val} leaves of {size}"
             )
         test, test_labels = relabelled(test_y, self.classes)
         if self.num_test is not None and self.num_test > len(test):

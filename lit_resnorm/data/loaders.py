@@ -52,14 +52,15 @@ class Loader:
     ) -> None:
         self.dataset, self.batch_sampler = dataset, batch_sampler
         self.num_workers = num_workers
-        # Its own generator: else each start draws from the global random state.
+        # Its own generator: else each start draws from the global random state. Workers
+        # aren't persistent: an idle one holds up the garbage collector for 5 s when it
+        # comes upon the loader in a reference cycle, as a Trainer makes them.
         self._loader = DataLoader(
             dataset,  # pyright: ignore[reportArgumentType]
             sampler=batch_sampler,  # pyright: ignore[reportArgumentType]
             batch_size=None,
             num_workers=num_workers,
             pin_memory=pin_memory,
-            persistent_workers=num_workers > 0,
             generator=torch.Generator(),
         )
 

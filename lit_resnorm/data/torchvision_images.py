@@ -90,9 +90,10 @@ class TorchvisionImages(ImagesInMemory):
         try:
             self.source(str(self.root), download=True)
         except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
             raise FileNotFoundError(
                 f"data.download: {self.source.__name__} can't be downloaded to "
-                f"{self.root} ({error}); put {', '.join(self.files)} there by hand"
+                f"{self.root} ({reason}); put {', '.join(self.files)} there by hand"
             ) from error
 
     def load(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
