@@ -2,5 +2,6 @@
 
 from lit_resnorm_callbacks.activation_rate import ActivationRateMonitor
 from lit_resnorm_callbacks.base import Cadence, Probe
+from lit_resnorm_callbacks.stability_probe import StabilityProbe
 
-__all__ = ["ActivationRateMonitor", "Cadence", "Probe"]
+__all__ = ["ActivationRateMonitor", "Cadence", "Probe", "StabilityProbe"]

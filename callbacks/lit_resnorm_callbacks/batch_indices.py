@@ -1,0 +1,124 @@
+"""Which training examples a batch holds, read off the batch sampler."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, IterableDataset
+
+
+class BatchIndices:
+    """Tells which examples of the training set the batch in hand holds.
+
+    A loader that has `batch_indices()`, as our data modules' have, is asked. Of torch's
+    `DataLoader`, what its batch sampler gives is kept in order until the batch arrives:
+    with worker processes the sampler runs ahead.
+
+    Args:
+        name: The probe's name, for messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._put_back: Callable[[], None] | None = None
+
+    def watch(self, trainer: Trainer) -> None:
+        """Have the training loaders' samplers recorded from their first batch on.
+
+        Workers are given batches before the first hook of a fit, so the loader is met
+        where Lightning hands it to the strategy.
+        """
+        strategy = trainer.strategy
+        process = strategy.process_dataloader
+
+        def recorded(dataloader: object) -> object:
+            dataloader = process(dataloader)
+            if trainer.training and isinstance(dataloader, DataLoader):
+                _record(dataloader)
+            return dataloader
+
+        strategy.process_dataloader = recorded
+        self._put_back = lambda: vars(strategy).pop("process_dataloader", None)
+
+    def release(self) -> None:
+        """Give the strategy its own method back."""
+        if self._put_back is not None:
+            self._put_back()
+            self._put_back = None
+
+    def num_examples(self, trainer: Trainer) -> int:
+        """Return the size of the training set.
+
+        Raises:
+            ValueError: If examples of the loader have no indices.
+        """
+        loader = trainer.train_dataloader
+        dataset = getattr(loader, "dataset", None)
+        if isinstance(dataset, IterableDataset):
+            raise ValueError(
+                f"{self.name}: {type(dataset).__name__} is iterable: its examples have"
+                " no indices, so none can be left out"
+            )
+        readable = hasattr(loader, "batch_indices") or isinstance(loader, DataLoader)
+        if dataset is None or not readable:
+            raise ValueError(
+                f"{self.name}: can't tell which examples the batches of a"
+                f" {type(loader).__name__} hold; use one torch DataLoader, or give the"
+                " loader batch_indices() and dataset"
+            )
+        if not getattr(loader, "in_order", True):
+            raise ValueError(f"{self.name}: the training loader has in_order=False")
+        return len(dataset)
+
+    def current(self, trainer: Trainer) -> list[int]:
+        """Return the indices of the batch in hand; call once a batch."""
+        loader: Any = trainer.train_dataloader
+        if hasattr(loader, "batch_indices"):
+            return [int(index) for index in loader.batch_indices()]
+        return _indices(_source(loader)[1].given.popleft())
+
+
+class _Recorded:
+    """A sampler of batches that keeps what it gives."""
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+        self.given: deque[Any] = deque()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "batches":
+            raise AttributeError(name)
+        return getattr(self.batches, name)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.given = given = deque()
+        for key in self.batches:
+            given.append(key)
+            yield key
+
+
+def _source(loader: DataLoader[Any]) -> tuple[str, Any]:
+    """Return where a loader keeps what names its batches, and that."""
+    name = "sampler" if loader.batch_sampler is None else "batch_sampler"
+    return name, getattr(loader, name)
+
+
+def _record(loader: DataLoader[Any]) -> None:
+    name, batches = _source(loader)
+    if not isinstance(loader.dataset, IterableDataset):
+        # DataLoader refuses to have it set, lest the loader's options contradict it.
+        vars(loader)[name] = _Recorded(batches)
+
+
+def _indices(key: Any) -> list[int]:
+    """Return the indices in what a batch sampler gave: alone, or beside the epoch."""
+    key = getattr(key, "indices", key)
+    if not hasattr(key, "__iter__"):
+        return [int(key)]
+    return [int(each[-1] if hasattr(each, "__getitem__") else each) for each in key]

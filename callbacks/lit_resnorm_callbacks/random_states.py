@@ -1,0 +1,58 @@
+"""The global random states: taken, set, and put back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RandomStates:
+    """States of the global generators of torch, NumPy and Python.
+
+    Attributes:
+        torch: Of torch's CPU generator.
+        cuda: Of the generator of each CUDA device; empty where CUDA isn't in use.
+        numpy: Of NumPy's legacy generator.
+        python: Of `random`.
+    """
+
+    torch: Tensor
+    cuda: list[Tensor]
+    numpy: Any
+    python: Any
+
+    @classmethod
+    def now(cls) -> RandomStates:
+        """Return the present states."""
+        return cls(
+            torch.get_rng_state(),
+            torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            np.random.get_state(),  # noqa: NPY002
+            random.getstate(),
+        )
+
+    def set(self) -> None:
+        """Make these the present states."""
+        torch.set_rng_state(self.torch)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        random.setstate(self.python)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Leave the random states as they are, whatever is drawn inside."""
+    states = RandomStates.now()
+    try:
+        yield
+    finally:
+        states.set()

@@ -1,0 +1,138 @@
+"""Copies of a model's weights, and functions of the model at them.
+
+Dimensions: K copies, B examples of a batch, R rows that a copy takes of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lit_resnorm.measures.observe import take_rows
+
+Losses = Callable[[nn.Module, Any], Tensor]
+"""Takes a model and a batch and returns the loss of each example, shape `(B,)`."""
+
+
+class Bound(nn.Module):
+    """A function of a model, as a module whose `model.*` are the model's weights.
+
+    So `functional_call` runs any function of the model with other weights.
+    """
+
+    def __init__(
+        self, model: nn.Module, function: Callable[[nn.Module, Any], Any]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.function = function
+
+    def forward(self, batch: Any) -> Any:
+        """Return the function of the model and a batch."""
+        return self.function(self.model, batch)
+
+    def with_weights(self, weights: Mapping[str, Tensor], batch: Any) -> Any:
+        """Return the function at other weights and buffers, by the model's names."""
+        named = {f"model.{name}": value for name, value in weights.items()}
+        return functional_call(self, named, (batch,))
+
+    def for_each(
+        self,
+        weights: Mapping[str, Tensor],
+        batch: Any,
+        rows_KR: Tensor | None = None,
+        *,
+        randomness: Literal["same", "different"] = "same",
+    ) -> Any:
+        """Return the function at each of K stacked weights, in one vectorised pass.
+
+        Differentiable in the weights; buffers that the model updates are updated.
+
+        Args:
+            weights: Stacked weights and buffers, by the model's names.
+            batch: A batch.
+            rows_KR: Which rows of it each takes; None: all of them.
+            randomness: Whether dropout and the like draw the same for all.
+
+        Returns:
+            What the function returns, with a first dimension K.
+        """
+
+        def one(weights: dict[str, Tensor], rows_R: Tensor | None) -> Any:
+            own = batch if rows_R is None else take_rows(batch, rows_R)
+            return self.with_weights(weights, own)
+
+        rows_dim = None if rows_KR is None else 0
+        each = torch.func.vmap(one, in_dims=(0, rows_dim), randomness=randomness)
+        return each(dict(weights), rows_KR)
+
+
+class Copies:
+    """K copies of some of a model's parameters, and of its buffers.
+
+    Args:
+        model: The model.
+        trained: Names of the parameters; the others are the model's own.
+        num: Number of copies K.
+
+    Attributes:
+        params: Parameters of the copies, shape `(K, ...)`, by name.
+        buffers: Buffers, likewise.
+        finite: Whether all losses of a copy were finite so far, shape `(K,)`.
+    """
+
+    def __init__(self, model: nn.Module, trained: Iterable[str], num: int) -> None:
+        self.model = model
+        self.originals = {name: model.get_parameter(name) for name in trained}
+        self.num = num
+        self.params = {n: _stack(p, num) for n, p in self.originals.items()}
+        self.buffers = {n: _stack(b, num) for n, b in model.named_buffers()}
+        device = next(iter(self.params.values())).device
+        self.finite = torch.ones(num, dtype=torch.bool, device=device)
+
+    def weights(self, member: int) -> dict[str, Tensor]:
+        """Return one copy's parameters and buffers, by name."""
+        stacks = self.params | self.buffers
+        return {name: stack[member] for name, stack in stacks.items()}
+
+    @torch.no_grad()
+    def distances(self) -> Tensor:
+        """Return Euclidean distances to the model's parameters, float64, `(K,)`."""
+        total = torch.zeros_like(self.finite, dtype=torch.float64)
+        for name, value in self.originals.items():
+            apart = (self.params[name] - value).double()
+            total += apart.reshape(self.num, -1).square().sum(1)
+        return total.sqrt()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the copies, and which stayed finite."""
+        return {
+            "params": dict(self.params),
+            "buffers": dict(self.buffers),
+            "finite": self.finite,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over saved copies."""
+        for kind, stacks in (("params", self.params), ("buffers", self.buffers)):
+            for name, value in state_dict[kind].items():
+                stacks[name].copy_(value)
+        self.finite.copy_(state_dict["finite"])
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Return a context in which compiled modules run uncompiled, as vmap needs."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+def _stack(value: Tensor, num: int) -> Tensor:
+    return value.detach().unsqueeze(0).repeat(num, *[1] * value.ndim)

@@ -1,0 +1,174 @@
+"""One torch optimizer that updates many copies of a model's parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+# Their updates treat every number of a parameter alike, so a stack of copies is updated
+# as each copy would be.
+ELEMENTWISE = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.Adamax,
+)
+
+# State that is one number for a whole parameter.
+_COUNTERS = ("step", "mu_product")
+
+
+def check_elementwise(optimizer: Optimizer) -> None:
+    """Raise where stacked copies can't be updated by an optimizer of this class.
+
+    Raises:
+        ValueError: If they can't; the message names the class and those that do.
+    """
+    if type(optimizer) not in ELEMENTWISE:
+        known = ", ".join(kind.__name__ for kind in ELEMENTWISE)
+        raise ValueError(
+            f"copies of a model can't be trained together by"
+            f" {type(optimizer).__name__}, which isn't known to update every number"
+            f" of a parameter alike; {known} are"
+        )
+
+
+class StackedOptimizer:
+    """Updates K copies of parameters as an optimizer of its own would each.
+
+    It is an optimizer of the same class over stacked parameters, one kernel for all
+    copies. Where a copy sits out a step, its step count falls behind and the others'
+    doesn't: from then on each copy's rows are parameters of their own, which costs
+    time and nothing else.
+
+    Args:
+        optimizer: The optimizer of the original parameters, of an elementwise class.
+        stacks: Stacked copies, shape `(K, ...)`, by original parameter.
+    """
+
+    def __init__(self, optimizer: Optimizer, stacks: Mapping[Tensor, Tensor]) -> None:
+        check_elementwise(optimizer)
+        self._originals = [
+            [p for p in group["params"] if p in stacks]
+            for group in optimizer.param_groups
+        ]
+        self._stacks = dict(stacks)
+        self._rows: dict[Tensor, list[Tensor]] | None = None
+        self._optimizer = copy.copy(optimizer)
+        self._optimizer.state = defaultdict(dict)
+        self._optimizer.param_groups = [{} for _ in optimizer.param_groups]
+        self.follow(optimizer)
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Take over the settings, such as the rate, that the original has now."""
+        for group, original, params in zip(
+            self._optimizer.param_groups,
+            optimizer.param_groups,
+            self._originals,
+            strict=True,
+        ):
+            settings = {k: v for k, v in original.items() if k != "params"}
+            group.clear()
+            group.update(settings, params=[t for p in params for t in self._parts(p)])
+
+    def fork(self, member: int, optimizer: Optimizer) -> None:
+        """Give one copy the state that the original has now."""
+        state = self._optimizer.state
+        for original, stack in self._stacks.items():
+            values = optimizer.state.get(original, {})
+            if self._rows is not None:
+                row = self._rows[original][member]
+                state[row] = {key: _clone(value) for key, value in values.items()}
+                continue
+            for key, value in values.items():
+                if not _by_number(key, value):
+                    state[stack][key] = _clone(value)
+                    continue
+                if key not in state[stack]:
+                    state[stack][key] = value.new_zeros(stack.shape)
+                state[stack][key][member] = value
+
+    def step(self, grads: dict[Tensor, Tensor], members: list[int]) -> None:
+        """Take one step with these gradients.
+
+        Args:
+            grads: Stacked gradients by original parameter; a parameter that is left
+                out has none.
+            members: The copies that take the step.
+        """
+        chosen = set(members)
+        for original, stack in self._stacks.items():
+            grad = grads.get(original)
+            if self._rows is None:
+                stack.grad = grad
+                continue
+            for k, row in enumerate(self._rows[original]):
+                row.grad = grad[k] if grad is not None and k in chosen else None
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def split(self) -> None:
+        """Make each copy's rows parameters of their own."""
+        if self._rows is not None:
+            return
+        state = defaultdict(dict)
+        self._rows = {p: [*stack.unbind()] for p, stack in self._stacks.items()}
+        for original, stack in self._stacks.items():
+            values = self._optimizer.state.get(stack, {})
+            for k, row in enumerate(self._rows[original]):
+                state[row] = {
+                    key: value[k] if _by_number(key, value) else _clone(value)
+                    for key, value in values.items()
+                }
+        self._optimizer.state = state
+        groups = zip(self._optimizer.param_groups, self._originals, strict=True)
+        for group, params in groups:
+            group["params"] = [part for p in params for part in self._parts(p)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether the copies are split, and the state of each parameter."""
+        state = self._optimizer.state
+        return {
+            "split": self._rows is not None,
+            "state": [
+                [dict(state.get(part, {})) for part in self._parts(original)]
+                for original in self._stacks
+            ],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        if state_dict["split"]:
+            self.split()
+        state = self._optimizer.state
+        for original, saved in zip(self._stacks, state_dict["state"], strict=True):
+            for part, values in zip(self._parts(original), saved, strict=True):
+                state[part] = {
+                    key: value.to(part.device, copy=True)
+                    if _by_number(key, value)
+                    else _clone(value)
+                    for key, value in values.items()
+                }
+
+    def _parts(self, original: Tensor) -> list[Tensor]:
+        rows = self._rows
+        return [self._stacks[original]] if rows is None else rows[original]
+
+
+def _by_number(key: str, value: Any) -> bool:
+    return isinstance(value, Tensor) and key not in _COUNTERS
+
+
+def _clone(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value

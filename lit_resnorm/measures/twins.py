@@ -1,0 +1,359 @@
+"""Copies of a model that are trained beside it, each on examples of its own.
+
+Dimensions: K copies, B examples of a batch, R rows that a copy takes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
+
+from lit_resnorm.measures.copies import Bound, Copies, Losses, eager
+from lit_resnorm.measures.observe import Reduce, num_rows, take_rows
+from lit_resnorm.measures.stacked_optimizer import StackedOptimizer, check_elementwise
+
+Around = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What one forward pass of the model's own showed.
+
+    Attributes:
+        losses: The losses of the examples, shape `(B,)`.
+        draws: Whether the pass draws random numbers, as dropout does.
+        coupled: Whether batch norm couples the examples.
+    """
+
+    losses: Tensor
+    draws: bool
+    coupled: bool
+
+
+@dataclass(frozen=True)
+class Share:
+    """What some copies train on: rows of a batch, and how much each row counts.
+
+    Attributes:
+        members: The copies.
+        weights: Factors of the examples' losses in the sum that is differentiated,
+            shape `(K, R)`.
+        rows: Which rows of the batch each copy takes, shape `(K, R)`; None: all.
+    """
+
+    members: list[int]
+    weights: Tensor
+    rows: Tensor | None = None
+
+
+class Twins(Copies):
+    """Copies of a model in training that are trained beside it.
+
+    A copy is made by `fork`. `accumulate` adds gradients, for many copies in one
+    vectorised pass; `step` takes the optimizer's step.
+
+    Args:
+        model: The model in training.
+        optimizer: Its optimizer, of an elementwise class.
+        losses: The losses of examples.
+        num: Number of copies K.
+
+    Attributes:
+        chunk: How many copies run at once.
+        vectorised: Whether they do so in one pass; else one after another.
+
+    Raises:
+        ValueError: If copies can't be trained by this optimizer.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, losses: Losses, num: int
+    ) -> None:
+        check_elementwise(optimizer)
+        super().__init__(model, trained_parameters(model, optimizer), num)
+        self._bound = Bound(model, losses)
+        self._optimizer = StackedOptimizer(
+            optimizer, {p: self.params[n] for n, p in self.originals.items()}
+        )
+        self._grads: dict[str, Tensor] = {}
+        self._stepping: set[int] = set()
+        self.chunk = num
+        self.vectorised = True
+
+    @torch.no_grad()
+    def fork(self, member: int, optimizer: Optimizer, grad_scale: float | None) -> None:
+        """Make one copy what the model is now.
+
+        Args:
+            member: Which copy.
+            optimizer: The model's optimizer.
+            grad_scale: Not None amid an accumulation: factor at which the gradients
+                that the model has so far are taken over.
+        """
+        for name, value in self.originals.items():
+            self.params[name][member] = value
+        for name, value in self.model.named_buffers():
+            self.buffers[name][member] = value
+        self._optimizer.fork(member, optimizer)
+        if grad_scale is None:
+            return
+        self._stepping.add(member)
+        for name, value in self.originals.items():
+            if value.grad is not None:
+                self._grad(name)[member] += value.grad * grad_scale
+
+    def accumulate(
+        self, batch: Any, share: Share, around: Around = nullcontext
+    ) -> None:
+        """Add the gradients of each copy's weighted sum of losses.
+
+        Args:
+            batch: The batch.
+            share: What some copies take of it.
+            around: Context of each forward pass, which may set random states.
+        """
+        start = 0
+        while start < len(share.members):
+            part = slice(start, start + self.chunk)
+            try:
+                self._accumulate(batch, _cut(share, part), around)
+            except (torch.OutOfMemoryError, MemoryError):
+                if self.chunk == 1:
+                    raise
+                self.chunk //= 2
+                continue
+            start += self.chunk
+        self._stepping.update(share.members)
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Take over the settings, such as the rate, of the model's next step."""
+        self._optimizer.follow(optimizer)
+
+    def step(
+        self,
+        members: Iterable[int],
+        *,
+        clip: Callable[[dict[str, Tensor]], None],
+        reduce: Reduce | None = None,
+    ) -> None:
+        """Take the optimizer's step with the gradients that were added.
+
+        A copy that trained on no example since the last step takes none.
+
+        Args:
+            members: The copies that are forked.
+            clip: Clips stacked gradients in place.
+            reduce: Sums over ranks; None on one process.
+        """
+        if reduce is not None:
+            for name in self.params:
+                self._grads[name] = reduce(self._grad(name))
+        with torch.no_grad():
+            clip(self._grads)
+        forked = set(members)
+        if forked - self._stepping:
+            self._optimizer.split()
+        grads: dict[Tensor, Tensor] = {
+            self.originals[name]: grad for name, grad in self._grads.items()
+        }
+        self._optimizer.step(grads, [*(self._stepping & forked)])
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients since the last step."""
+        self._grads, self._stepping = {}, set()
+
+    def rehearse(
+        self, batch: Any, around: Around = nullcontext, memory: int = 1 << 30
+    ) -> Rehearsal:
+        """Return what a pass with the model's own weights gives; settle how twins run.
+
+        They run one after another where a vectorised pass fails or gives other losses,
+        and in chunks whose activations fit into `memory`. Nothing is changed but the
+        random states.
+
+        Args:
+            batch: A batch.
+            around: Context of each forward pass, which may set random states.
+            memory: Bytes.
+
+        Raises:
+            ValueError: If there isn't one loss for each example.
+        """
+        params = {n: p.detach() for n, p in self.originals.items()}
+        buffers = {n: b.clone() for n, b in self.model.named_buffers()}
+        pair = {n: torch.stack([x, x]) for n, x in (params | buffers).items()}
+        leaves = {n: p.clone().requires_grad_() for n, p in params.items()}
+        with around(), _counted_bytes() as kept, eager(), _NormWatch() as norms:
+            before = _generator_states()
+            alone_B = self._bound.with_weights(leaves | buffers, batch)
+            draws = not torch.equal(before, _generator_states())
+        if alone_B.shape != (num_rows(batch),):
+            raise ValueError(
+                f"losses of {num_rows(batch)} examples have shape"
+                f" {tuple(alone_B.shape)}; there must be one for each"
+            )
+        self.chunk = max(1, min(self.num, memory // max(kept[0], 1)))
+        self.vectorised = self._is_vectorisable(batch, pair, alone_B.detach(), around)
+        if not self.vectorised:
+            self.chunk = 1
+        return Rehearsal(alone_B.detach(), draws, norms.coupled)
+
+    @torch.no_grad()
+    def _is_vectorisable(
+        self,
+        batch: Any,
+        pair: dict[str, Tensor],
+        alone_B: Tensor,
+        around: Around,
+    ) -> bool:
+        try:
+            with around(), eager():
+                together_KB = self._bound.for_each(pair, batch)
+        except Exception:
+            # Whatever a model does that vmap can't: the pass alone has just worked.
+            return False
+        tolerance = torch.finfo(alone_B.dtype).eps ** 0.75
+        return torch.allclose(
+            together_KB,
+            alone_B.expand(2, -1),
+            rtol=tolerance,
+            atol=tolerance,
+            equal_nan=True,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the copies, which stayed finite, and their optimizer's state."""
+        return super().state_dict() | {"optimizer": self._optimizer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        super().load_state_dict(state_dict)
+        self._optimizer.load_state_dict(state_dict["optimizer"])
+
+    def _grad(self, name: str) -> Tensor:
+        if name not in self._grads:
+            self._grads[name] = torch.zeros_like(self.params[name])
+        return self._grads[name]
+
+    def _accumulate(self, batch: Any, share: Share, around: Around) -> None:
+        members = share.members
+        every = members == [*range(members[0], members[0] + len(members))]
+        at = slice(members[0], members[0] + len(members)) if every else members
+        leaves = {n: p[at].detach().requires_grad_() for n, p in self.params.items()}
+        buffers = {n: b[at].clone() for n, b in self.buffers.items()}
+        with around(), eager():
+            losses_KR = self._run(leaves | buffers, batch, share.rows)
+            total = (losses_KR * share.weights.to(losses_KR)).sum()
+        grads = torch.autograd.grad(total, [*leaves.values()], allow_unused=True)
+        with torch.no_grad():
+            for name, value in buffers.items():
+                self.buffers[name][at] = value
+            self.finite[at] &= losses_KR.detach().isfinite().all(1)
+            for name, grad in zip(leaves, grads, strict=True):
+                if grad is None:
+                    continue
+                if len(members) == self.num and name not in self._grads:
+                    self._grads[name] = grad
+                else:
+                    self._grad(name)[at] += grad
+
+    def _run(
+        self, weights: Mapping[str, Tensor], batch: Any, rows_KR: Tensor | None
+    ) -> Tensor:
+        if self.vectorised:
+            return self._bound.for_each(weights, batch, rows_KR)
+        alone = {name: value[0] for name, value in weights.items()}
+        rows = batch if rows_KR is None else take_rows(batch, rows_KR[0])
+        return self._bound.with_weights(alone, rows)[None]
+
+
+def trained_parameters(model: nn.Module, optimizer: Optimizer) -> list[str]:
+    """Return the names of the parameters that the optimizer trains.
+
+    Raises:
+        ValueError: If there are none, or the optimizer trains one that isn't the
+            model's.
+    """
+    named = {parameter: name for name, parameter in model.named_parameters()}
+    trained = [p for g in optimizer.param_groups for p in g["params"]]
+    if strangers := [p for p in trained if p not in named]:
+        raise ValueError(
+            f"the optimizer trains {len(strangers)} parameters that aren't the model's"
+        )
+    found = [named[p] for p in trained if p.requires_grad]
+    if not found:
+        raise ValueError("the optimizer trains no parameter of the model")
+    return found
+
+
+def clip_by_norm(grads: Mapping[str, Tensor], max_norm: float) -> None:
+    """Scale each copy's gradients, in place, to a norm of at most `max_norm`.
+
+    As `torch.nn.utils.clip_grad_norm_` does to each.
+    """
+    norms_NK = torch.stack([g.reshape(len(g), -1).norm(dim=1) for g in grads.values()])
+    scale_K = (max_norm / (norms_NK.norm(dim=0) + 1e-6)).clamp(max=1.0)
+    for grad in grads.values():
+        grad.mul_(scale_K.to(grad.dtype).view(-1, *[1] * (grad.ndim - 1)))
+
+
+def clip_by_value(grads: Mapping[str, Tensor], max_value: float) -> None:
+    """Clamp gradients, in place, to absolute values of at most `max_value`."""
+    for grad in grads.values():
+        grad.clamp_(-max_value, max_value)
+
+
+def _cut(share: Share, part: slice) -> Share:
+    rows = None if share.rows is None else share.rows[part]
+    return Share(share.members[part], share.weights[part], rows)
+
+
+class _NormWatch(TorchFunctionMode):
+    """Sees whether a batch norm takes its statistics from the batch."""
+
+    coupled = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            training = args[5] if len(args) > 5 else kwargs.get("training", False)
+            self.coupled |= bool(training)
+        return func(*args, **kwargs)
+
+
+def _generator_states() -> Tensor:
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
+    return torch.cat(states)
+
+
+@contextmanager
+def _counted_bytes() -> Iterator[list[int]]:
+    """Count the bytes of distinct tensors that autograd keeps for the backward pass."""
+    seen: set[int] = set()
+    total = [0]
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            total[0] += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield total
