@@ -1,0 +1,201 @@
+"""Measuring signal and noise at the sites of a pass, as it goes."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_resnorm.measures.moments.flow import Flow
+from lit_resnorm.measures.moments.noise import noise_of, signal_of, with_noise
+from lit_resnorm.measures.moments.sums import BLOCK, ChannelMoments, ChannelSums
+from lit_resnorm.measures.observe import Reduce, identity
+from lit_resnorm.measures.sites import Site, Visitor, first_tensor
+
+# Noise is rescaled once its root mean square leaves 2**-8 ... 2**8: by a power of two,
+# which changes no digit, and early enough for half precision.
+_FAR = 8
+
+
+class NoiseSums:
+    """Sum of squares of a noise that is known up to a power of two.
+
+    The noise of each chunk and rank may have been rescaled by another power: it is
+    `dx * 2**exponent`.
+    """
+
+    def __init__(self) -> None:
+        self._sums: list[Tensor] = []
+        self._exponents: list[int] = []
+        self._count = 0
+
+    def add(self, dx: Tensor, exponent: int = 0, *, empty: bool = False) -> float:
+        """Add a chunk; return the logarithm to base 2 of its own root mean square."""
+        total = dx.new_zeros((), dtype=torch.float64)
+        if not empty:
+            for block in dx.flatten().split(BLOCK):
+                wide = block.double()
+                total = total + torch.dot(wide, wide)
+            self._count += dx.numel()
+        self._sums.append(total)
+        self._exponents.append(exponent)
+        mean = float(total) / max(1, dx.numel())
+        return 0.5 * math.log2(mean) if 0 < mean < math.inf else 0.0
+
+    def finish(self, reduce: Reduce = identity) -> Tensor:
+        """Return log of the mean square over all entries of all ranks, 0-d float64."""
+        # Ranks agree on the mean exponent; theirs differ by little, so the powers of
+        # two that are left fit float64.
+        exponents = self._sums[0].new_tensor([sum(self._exponents), len(self._sums)])
+        shared = reduce(exponents)
+        base = torch.round(shared[0] / shared[1])
+        total = torch.zeros_like(base)
+        for part, exponent in zip(self._sums, self._exponents, strict=True):
+            total = total + part * torch.exp2(2 * (exponent - base))
+        sums = reduce(torch.stack([total, base.new_tensor(float(self._count))]))
+        return torch.log(sums[0] / sums[1]) + 2 * math.log(2) * base
+
+
+@dataclass(frozen=True)
+class PointMoments:
+    """Signal and noise of one tensor, over all chunks and ranks.
+
+    Attributes:
+        signal: Moments of the signal.
+        log_noise: Log of the noise's mean square, 0-d float64.
+    """
+
+    signal: ChannelMoments
+    log_noise: Tensor
+
+    def log_sensitivity(self, log_unit: Tensor) -> Tensor:
+        """Return log of the noise over the signal, in units of that at the input.
+
+        Infinite where the signal is flat: whatever noise there is drowns it.
+        """
+        log_ratio = 0.5 * (self.log_noise - self.signal.mu2.log()) - log_unit
+        return torch.where(self.signal.mu2 == 0, torch.inf, log_ratio)
+
+
+class _Point:
+    """The sums of one tensor of the pass."""
+
+    def __init__(self, *, fourth: bool = False, covariance: bool = False) -> None:
+        self.signal = ChannelSums(fourth=fourth, covariance=covariance)
+        self.noise = NoiseSums()
+        self.moments: PointMoments | None = None
+
+    def finish(self, reduce: Reduce) -> PointMoments:
+        if self.moments is None:
+            log_noise = self.noise.finish(reduce)
+            self.moments = PointMoments(self.signal.finish(reduce), log_noise)
+        return self.moments
+
+
+class Recorder(Visitor):
+    """Sums up signal and noise at each site; rescales the noise at the flow's cuts.
+
+    A tensor that several sites share, as one's output and another's input, is summed
+    once. In the last chunk a point is finished at once: what a covariance needs is
+    held for one site at a time.
+
+    Args:
+        flow: The sites, and where noise may be rescaled.
+        reduce: Sums a tensor over ranks.
+        effective_rank: Whether to sum what effective ranks need.
+    """
+
+    def __init__(self, flow: Flow, reduce: Reduce, *, effective_rank: bool) -> None:
+        self.flow = flow
+        self.reduce = reduce
+        self.effective_rank = effective_rank
+        self._points: dict[str, _Point] = {}
+        self._same: dict[str, str] = {}
+        self._seen: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
+        self._exponent = 0
+        self._empty = False
+        self._last = True
+
+    def begin(self, *, empty: bool, last: bool) -> None:
+        """Begin the pass of one chunk."""
+        self._seen = {}
+        self._exponent = 0
+        self._empty = empty
+        self._last = last
+
+    def moments(self, key: str) -> PointMoments:
+        """Return what was measured at a site's output, or one of its arguments.
+
+        Keys are a site's name, and with `#in`, `#skip` or `#branch` its arguments.
+        """
+        return self._points[self._same.get(key, key)].finish(self.reduce)
+
+    def enter_input(self, key: str, x: Tensor, channel_dim: int) -> None:
+        """Measure one of the tensors where noise begins."""
+        self._measure(key, x, channel_dim, _Point())
+
+    def before(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Measure the operands of an addition, the input of an activation."""
+        if site.kind == "addition":
+            for place, operand in enumerate(args[:2]):
+                role = "skip" if place == site.skip else "branch"
+                self._measure(f"{site.name}#{role}", operand, site.channel_dim)
+        elif site.kind == "activation":
+            u = first_tensor((args, kwargs))
+            if u is not None:
+                self._measure(f"{site.name}#in", u, site.channel_dim)
+
+    def after(
+        self,
+        site: Site,
+        args: tuple[Any, ...],  # noqa: ARG002
+        kwargs: dict[str, Any],  # noqa: ARG002
+        output: Any,
+    ) -> Any:
+        """Measure the output; return it with its noise rescaled where that is due."""
+        x = first_tensor(output)
+        if x is None:
+            return None
+        point = _Point(
+            fourth=site.kind in ("norm", "module"),
+            covariance=self.effective_rank and site.kind != "norm",
+        )
+        power = self._measure(site.name, x, site.channel_dim, point)
+        if site.name not in self.flow.cuts or x is not output or abs(power) < _FAR:
+            return None
+        return self._rescaled(site, x, round(power))
+
+    def _measure(
+        self, key: str, x: Tensor, channel_dim: int, new: _Point | None = None
+    ) -> float:
+        """Add a tensor to its point; return log2 of its noise as it is carried."""
+        seen = self._seen.get(id(x))
+        if new is None and seen and seen[0]() is x and seen[1] == x._version:
+            self._same[key] = seen[2]
+            return 0.0
+        self._seen[id(x)] = weakref.ref(x), x._version, key
+        point = self._points.setdefault(key, new or _Point())
+        signal, noise = signal_of(x), noise_of(x)
+        if noise is None:
+            noise = torch.full_like(signal.flatten()[:1], torch.nan)
+        power = point.noise.add(noise, self._exponent, empty=self._empty)
+        point.signal.add(signal, channel_dim, empty=self._empty)
+        if self._last:
+            point.finish(self.reduce)
+        return power
+
+    def _rescaled(self, site: Site, x: Tensor, power: int) -> Tensor:
+        noise = noise_of(x)
+        if noise is None:
+            raise RuntimeError("only a noise that was measured is rescaled")
+        # In two steps: one factor alone may be out of the type's range.
+        half = power // 2
+        noise = noise * math.ldexp(1.0, -half) * math.ldexp(1.0, half - power)
+        rescaled = with_noise(signal_of(x), noise)
+        self._exponent += power
+        self._seen[id(rescaled)] = weakref.ref(rescaled), rescaled._version, site.name
+        return rescaled

@@ -1,0 +1,228 @@
+"""Sums from which the moments of a tensor follow, over chunks and over ranks.
+
+B examples, P positions, C channels, n = B P entries a channel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import eigsh
+from torch import Tensor
+
+from lit_resnorm.measures.observe import Reduce, identity
+
+# Entries converted to float64 at a time: what a core's cache holds.
+BLOCK = 1 << 16
+# From here on Lanczos iteration is faster than all eigenvalues, and as exact.
+_LARGE = 512
+
+
+@dataclass(frozen=True)
+class ChannelMoments:
+    """Moments of a tensor over (example, position), averaged over channels.
+
+    All but `num_channels` are 0-d float64 tensors; `mu4`, `nu1` and `effective_rank`
+    are None where they were not summed.
+
+    Attributes:
+        count: Entries a channel, n.
+        num_channels: Channels, C.
+        mu2: Central second moment, each channel about its own mean.
+        nu2: Raw second moment.
+        mu4: Central fourth moment.
+        nu1: Mean absolute value.
+        effective_rank: Trace of the channel covariance over its largest eigenvalue.
+    """
+
+    count: Tensor
+    num_channels: int
+    mu2: Tensor
+    nu2: Tensor
+    mu4: Tensor | None = None
+    nu1: Tensor | None = None
+    effective_rank: Tensor | None = None
+
+
+class ChannelSums:
+    """Sums of powers and products of a tensor's channels, in float64.
+
+    Chunks are added one by one. Powers are of the distance from a shift, the channel's
+    mean over the first block, so that no digits cancel; a channel that is constant is
+    its own shift exactly, and has variance 0.
+
+    Args:
+        fourth: Sum what `mu4` and `nu1` need.
+        covariance: Sum what the effective rank needs: rows while there are no more of
+            them than channels, products of channels beyond.
+    """
+
+    def __init__(self, *, fourth: bool = False, covariance: bool = False) -> None:
+        self.fourth = fourth
+        self.covariance = covariance
+        self.count = 0
+        self._shift_C: Tensor | None = None
+        self._powers_KC = torch.empty(0)
+        self._absolute_C = torch.empty(0)
+        self._rows_nC: list[Tensor] = []
+        self._products_CC: Tensor | None = None
+
+    def add(self, x: Tensor, channel_dim: int = 1, *, empty: bool = False) -> None:
+        """Add a chunk of examples.
+
+        Args:
+            x: Shape `(B, ...)`, any real dtype.
+            channel_dim: The dimension that counts channels; others are positions.
+            empty: `x` is a dummy that only tells the number of channels.
+        """
+        x_BCP = _examples_channels_positions(x, channel_dim)
+        if empty:
+            if self._shift_C is None:
+                self._start(x_BCP.new_zeros(x_BCP.shape[1], dtype=torch.float64))
+            return
+        num_channels = x_BCP.shape[1]
+        size = max(BLOCK, 256 * num_channels if self.covariance else 0)
+        num_rows = max(1, size // max(1, x_BCP[0].numel()))
+        # One scratch for all blocks: new memory a block would cost more than the sums.
+        scratch = x_BCP.new_empty(3, *x_BCP[:num_rows].shape, dtype=torch.float64)
+        for block_BCP in x_BCP.split(num_rows):
+            self._add_block(block_BCP, scratch)
+
+    def finish(self, reduce: Reduce = identity) -> ChannelMoments:
+        """Return the moments of all chunks of all ranks, and forget the sums.
+
+        Every rank calls this, after an `add`.
+
+        Raises:
+            ValueError: If no rank has added an example.
+        """
+        if self._shift_C is None:
+            raise RuntimeError("finish was called before add")
+        powers_KC, shift_C = self._powers_KC, self._shift_C
+        count = powers_KC.new_tensor([float(self.count)])
+        sum_C = powers_KC[0] + self.count * shift_C
+        totals = reduce(torch.cat([count, sum_C]))
+        total, mean_C = totals[0], totals[1:] / totals[0]
+        if not total > 0:
+            raise ValueError("there is no example on any rank")
+        away_C = mean_C - shift_C  # from the shift to the mean of all ranks
+        sums = [_recentred_second(self.count, powers_KC, away_C)]
+        if self.fourth:
+            sums += [_recentred_fourth(self.count, powers_KC, away_C), self._absolute_C]
+        reduced = reduce(torch.stack(sums)) / total
+        mu2_C = reduced[0].clamp_min(0)
+        rank = self._effective_rank(mu2_C.sum() * total, away_C, reduce)
+        self._rows_nC, self._products_CC = [], None
+        return ChannelMoments(
+            count=total,
+            num_channels=len(mean_C),
+            mu2=mu2_C.mean(),
+            nu2=(mu2_C + mean_C**2).mean(),
+            mu4=reduced[1].mean() if self.fourth else None,
+            nu1=reduced[2].mean() if self.fourth else None,
+            effective_rank=rank,
+        )
+
+    def _start(self, shift_C: Tensor) -> None:
+        self._shift_C = shift_C
+        self._powers_KC = shift_C.new_zeros(4 if self.fourth else 2, len(shift_C))
+        self._absolute_C = torch.zeros_like(shift_C)
+
+    def _add_block(self, x_BCP: Tensor, scratch: Tensor) -> None:
+        num_rows, num_channels, num_positions = x_BCP.shape
+        d_BCP, square_BCP, power_BCP = scratch[:, :num_rows]
+        d_BCP.copy_(x_BCP)
+        shift_C = self._shift_C
+        if shift_C is None:
+            first_C = d_BCP[0, :, 0]
+            shift_C = first_C + (d_BCP - first_C[:, None]).mean((0, 2))
+            self._start(shift_C)
+        self.count += num_rows * num_positions
+        if self.fourth:
+            self._absolute_C += torch.abs(d_BCP, out=power_BCP).sum((0, 2))
+        d_BCP -= shift_C[:, None]
+        torch.mul(d_BCP, d_BCP, out=square_BCP)
+        self._powers_KC[0] += d_BCP.sum((0, 2))
+        self._powers_KC[1] += square_BCP.sum((0, 2))
+        if self.fourth:
+            torch.mul(square_BCP, d_BCP, out=power_BCP)
+            self._powers_KC[2] += power_BCP.sum((0, 2))
+            self._powers_KC[3] += square_BCP.mul_(square_BCP).sum((0, 2))
+        if self.covariance:
+            # Centred, so products in float32 are as good as the data; twice as fast.
+            d_BCP = d_BCP if x_BCP.dtype == torch.float64 else d_BCP.float()
+            self._add_rows(d_BCP.transpose(0, 1).reshape(num_channels, -1).T)
+
+    def _add_rows(self, d_nC: Tensor) -> None:
+        self._rows_nC.append(d_nC)
+        if self._products_CC is not None or self.count > d_nC.shape[1]:
+            self._fold_rows()
+
+    def _fold_rows(self) -> None:
+        if self._products_CC is None:
+            num_channels = len(self._powers_KC[0])
+            self._products_CC = self._powers_KC.new_zeros(num_channels, num_channels)
+        for d_nC in self._rows_nC:
+            self._products_CC += d_nC.T @ d_nC
+        self._rows_nC = []
+
+    def _effective_rank(
+        self, trace: Tensor, away_C: Tensor, reduce: Reduce
+    ) -> Tensor | None:
+        if not self.covariance:
+            return None
+        if reduce is identity and self._products_CC is None:
+            centred_nC = torch.cat(self._rows_nC).double() - away_C
+            return trace / largest_eigenvalue(centred_nC @ centred_nC.T)
+        self._fold_rows()
+        if self._products_CC is None:
+            raise RuntimeError("products are there once rows are folded")
+        cross_CC = torch.outer(self._powers_KC[0], away_C)
+        products_CC = self._products_CC - cross_CC - cross_CC.T
+        products_CC += self.count * torch.outer(away_C, away_C)
+        return trace / largest_eigenvalue(reduce(products_CC))
+
+
+def largest_eigenvalue(matrix_nn: Tensor) -> Tensor:
+    """Return the largest eigenvalue of a symmetric matrix; NaN for a non-finite one."""
+    if not bool(torch.isfinite(matrix_nn.sum())):
+        return matrix_nn.new_tensor(torch.nan)
+    if len(matrix_nn) <= _LARGE or not bool(matrix_nn.any()):
+        return torch.linalg.eigvalsh(matrix_nn)[-1]
+    # A random start has a part along the leading eigenvector; a fixed one makes two
+    # measurements agree to the bit.
+    start = np.random.default_rng(0).standard_normal(len(matrix_nn))
+    values = eigsh(
+        matrix_nn.cpu().numpy(), 1, which="LA", v0=start, return_eigenvectors=False
+    )
+    return matrix_nn.new_tensor(float(values[0]))
+
+
+def _examples_channels_positions(x: Tensor, channel_dim: int) -> Tensor:
+    if x.ndim < 2:
+        return x.reshape(-1, 1, 1)
+    if channel_dim in (-1, x.ndim - 1):
+        # One long run of positions would put channels last: (n, C, 1) keeps memory
+        # order, and its sums run over whole rows.
+        return x.reshape(-1, x.shape[-1], 1)
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return x.movedim(channel_dim, -1).reshape(-1, x.shape[channel_dim], 1)
+    return x.movedim(channel_dim, 1).flatten(2) if x.ndim > 2 else x[..., None]
+
+
+def _recentred_second(count: int, powers_KC: Tensor, away_C: Tensor) -> Tensor:
+    first_C, second_C = powers_KC[:2]
+    return second_C - 2 * away_C * first_C + count * away_C**2
+
+
+def _recentred_fourth(count: int, powers_KC: Tensor, away_C: Tensor) -> Tensor:
+    first_C, second_C, third_C, fourth_C = powers_KC
+    return (
+        fourth_C
+        - 4 * away_C * third_C
+        + 6 * away_C**2 * second_C
+        - 4 * away_C**3 * first_C
+        + count * away_C**4
+    )
