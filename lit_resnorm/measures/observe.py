@@ -108,6 +108,11 @@ class Passes(TorchFunctionMode):
         self._empty = False
         self._application = 0
 
+    @property
+    def num_norms(self) -> int:
+        """Applications of batch norm whose statistics were taken."""
+        return len(self._statistics)
+
     def __call__(
         self,
         forward: Callable[[], T],

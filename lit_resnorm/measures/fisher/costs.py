@@ -1,0 +1,47 @@
+"""Estimates of work and memory, by which a route is chosen."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from lit_resnorm.measures.fisher.layers import outer_uses
+from lit_resnorm.measures.fisher.measurement import Measurement
+from lit_resnorm.measures.fisher.stores import Sizes
+
+
+def matrix_is_cheaper(of: Measurement, num_eigenvalues: int, warm: bool) -> bool:
+    """Return whether the whole matrix costs less than products for the largest k.
+
+    Both are counted in multiplications. A product is a backward pass and a forward-mode
+    pass, four and a half times the multiplications of a forward pass with its
+    elementwise work; a cold start takes about `3 + 2 k` of them, a warm one `k + 2`.
+    """
+    examples = of.examples
+    dim = min(examples.dim, of.num_parameters)
+    if 4 * dim**2 * of.sweep.network.dtype.itemsize > free_memory(
+        of.sweep.network.device
+    ):
+        return False
+    num_products = num_eigenvalues + 2 if warm else 3 + 2 * num_eigenvalues
+    if of.coupled:
+        return examples.dim <= num_products
+    forward = matrix = 0.0
+    rows, seeds = examples.shards.total, examples.num_seeds
+    for block in of.sweep.blocks:
+        if uses := outer_uses(block.uses(of.sweep.traced)):
+            sizes = Sizes.of(uses)
+            forward += rows * sizes.positions * sizes.inputs * sizes.outputs
+            matrix += sizes.work(rows, seeds)
+        else:
+            forward += rows * block.num_parameters
+            matrix += (rows * seeds) ** 2 * block.num_parameters / 2
+    return seeds * forward + 0.8 * matrix < 4.5 * forward * num_products
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that can still be taken on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

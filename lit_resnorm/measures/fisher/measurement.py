@@ -1,0 +1,220 @@
+"""One measurement: the model, the probe batch and the passes over them, set up.
+
+Shapes: N rows of this rank, T positions of a row that are examples, C outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from lit_resnorm.measures.fisher.dual import Products
+from lit_resnorm.measures.fisher.heads import Layout
+from lit_resnorm.measures.fisher.network import Forward, Network
+from lit_resnorm.measures.fisher.recorder import Recorder
+from lit_resnorm.measures.fisher.shards import Shards
+from lit_resnorm.measures.fisher.sweep import Examples, Sweep
+from lit_resnorm.measures.observe import (
+    NormMode,
+    Passes,
+    Reduce,
+    check_norm_mode,
+    identity,
+    num_rows,
+    occupied,
+    take_rows,
+    untouched,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how; the arguments of the public functions.
+
+    Attributes:
+        output: Distribution of the output: `softmax`, `bernoulli` or `gaussian`.
+        norm_mode: `frozen`, `eval` or `train`.
+        reduce: Sums a tensor over ranks.
+        forward: How the model is applied.
+        class_dim: Dimension of the output that counts an example's outputs.
+        weights: Weight of each example, shape `(N,)` or `(N, positions...)`.
+        targets: Observed labels: the empirical Fisher.
+        loss_scale: Factor on the loss.
+        memory: Bytes that gradients and what is kept of them may take.
+    """
+
+    output: str
+    norm_mode: str
+    reduce: Reduce
+    forward: Forward
+    class_dim: int | None
+    weights: Tensor | None
+    targets: Tensor | None
+    loss_scale: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A model and a probe batch, ready for passes.
+
+    Attributes:
+        sweep: Passes to the layers, row by row; not for norm mode `train`.
+        norm_mode: What batch norms do.
+        memory: Bytes that may be taken.
+    """
+
+    sweep: Sweep
+    norm_mode: NormMode
+    memory: int
+
+    @property
+    def examples(self) -> Examples:
+        """The probe batch."""
+        return self.sweep.examples
+
+    @property
+    def coupled(self) -> bool:
+        """Whether a row's output depends on the other rows."""
+        return self.norm_mode == "train"
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trainable parameters."""
+        return self.sweep.network.num_parameters
+
+    def units(self) -> Tensor:
+        """Return the unit vectors of the dual space, as columns."""
+        device = self.sweep.network.device
+        return torch.eye(self.examples.dim, dtype=torch.float64, device=device)
+
+    def one_pass(self, x: Any) -> Tensor:
+        """Return the output for a few rows."""
+        return self.sweep.run(lambda: self.sweep.network(x))
+
+    def products(self, names: tuple[str, ...] = ()) -> Products:
+        """Return the operator of the Fisher matrix, or of some parameters' block."""
+        rows = max(1, self.examples.num_rows)
+        # A graph holds inputs and outputs of each operation: about three numbers for
+        # each that a layer puts out.
+        size = 3 * self.sweep.row_bytes
+        keep = self.coupled or rows * size <= max(self.memory, 2**30)
+        if not keep:
+            rows = max(1, self.memory // size)
+        return Products(
+            self.sweep.network, self.sweep.run, self.examples, rows, keep, names
+        )
+
+
+@contextmanager
+def measurement(model: nn.Module, x: Any, settings: Settings) -> Iterator[Measurement]:
+    """Set up a measurement; the model is untouched during and after it.
+
+    Raises:
+        ValueError: If the model has no trainable parameter, if all ranks together hold
+            no example, or if the output does not fit the settings.
+    """
+    norm_mode = check_norm_mode(settings.norm_mode)
+    network = Network(model, settings.forward)
+    x = pytree.tree_map(
+        lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, x
+    )
+    # In mode train every rank holds the whole batch: there is nothing to sum.
+    reduce = identity if norm_mode == "train" else settings.reduce
+    shards = Shards.of(num_rows(x), reduce, network.device)
+    if not shards.total:
+        raise ValueError("the probe batch holds no example on any rank")
+    # The fused attention kernels have no rules for forward mode and for vectorisation.
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        untouched(model, norm_mode=norm_mode, reduce=reduce) as run,
+    ):
+        filled, empty = occupied(x)
+        recorder, output = _recorded_row(network, run, filled, empty=empty)
+        if norm_mode == "frozen" and run.num_norms:
+            with torch.no_grad():
+                run(lambda: network(filled), empty=empty, recalibrate=True)
+        examples = _examples(x, output, shards, settings)
+        sweep = Sweep(network, run, examples, max(1, settings.memory // 4))
+        sweep.follow(recorder, output)
+        yield Measurement(sweep, norm_mode, settings.memory)
+
+
+def _recorded_row(
+    network: Network, run: Passes, x: Any, *, empty: bool
+) -> tuple[Recorder, Tensor]:
+    recorder = Recorder(network.parameters)
+    # Rows that depend on each other are run together, or batch norm has no batch.
+    few = x if run.norm_mode == "train" else take_rows(x, slice(0, 1))
+
+    def recorded() -> Tensor:
+        with recorder:
+            return network(few)
+
+    output = run(recorded, empty=empty)
+    if not output.requires_grad:
+        raise ValueError(
+            f"the output of {type(network.model).__name__} does not depend on any of its"
+            f" {len(network.parameters)} trainable parameters"
+        )
+    return recorder, output
+
+
+def _examples(
+    x: Any, row_output: Tensor, shards: Shards, settings: Settings
+) -> Examples:
+    targets = settings.targets
+    layout = Layout.of(
+        settings.output, row_output.shape, settings.class_dim, targets is not None
+    )
+    positions = layout.to_positions(row_output.detach())
+    num, device = num_rows(x), row_output.device
+    weights_NT = _position_weights(settings.weights, num, positions.shape[1], device)
+    active_NT = weights_NT > 0
+    # Positions that count come first in each row; the others take no seed.
+    width = shards.largest(int(active_NT.sum(dim=1).max()) if num else 0, device)
+    slots_NT = active_NT.byte().argsort(dim=1, descending=True, stable=True)
+    slots_NT = slots_NT[:, :width]
+    totals = torch.stack([weights_NT.sum(), active_NT.sum().double()])
+    weight, count = (totals if shards.alone else shards.reduce(totals)).tolist()
+    if not count:
+        raise ValueError("no position of the probe batch has a positive weight")
+    scales_NT = (weights_NT * (settings.loss_scale / weight)).sqrt().gather(1, slots_NT)
+    return Examples(
+        x=x,
+        num_rows=num,
+        layout=layout,
+        slots=slots_NT,
+        scales=scales_NT.to(row_output.dtype),
+        targets=targets,
+        num_coefficients=layout.num_coefficients(positions.shape[2]),
+        num_examples=int(count),
+        shards=shards,
+    )
+
+
+def _position_weights(
+    weights: Tensor | None, num: int, num_positions: int, device: torch.device
+) -> Tensor:
+    if weights is None:
+        return torch.ones(num, num_positions, dtype=torch.float64, device=device)
+    given = weights.detach().to(device, torch.float64)
+    if given.ndim == 1 and len(given) == num:
+        given = given[:, None].expand(num, num_positions)
+    if given.shape[:1].numel() != num or given.numel() != num * num_positions:
+        raise ValueError(
+            f"weights have shape {tuple(weights.shape)}; the batch has {num} rows of"
+            f" {num_positions} positions"
+        )
+    if bool((given < 0).any()):
+        raise ValueError(
+            f"weights go down to {float(given.min())}; none may be negative"
+        )
+    return given.reshape(num, num_positions)

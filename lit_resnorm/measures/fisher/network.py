@@ -1,0 +1,121 @@
+"""The network as the Fisher estimators see it: a function of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from lit_resnorm.measures.observe import take_rows
+
+Forward = Callable[[Any, Any], Tensor]
+"""How the model is applied to a batch: `(model, x) -> output`."""
+
+_HALF = (torch.half, torch.bfloat16)
+
+
+def apply(model: nn.Module, x: Any) -> Tensor:
+    """Return `model(x)`: the usual way to apply a model to a batch."""
+    return model(x)
+
+
+class _Applied(nn.Module):
+    def __init__(self, model: nn.Module, forward: Forward) -> None:
+        super().__init__()
+        self.model = model
+        self._apply_model = forward
+
+    def forward(self, x: Any) -> Tensor:
+        return self._apply_model(self.model, x)
+
+
+class Network:
+    """A model with its trainable parameters, in at least single precision.
+
+    Attributes:
+        model: The model itself.
+        parameters: Trainable parameters by name: the model's own tensors, or for a
+            half-precision model copies in float32.
+
+    Raises:
+        ValueError: If no parameter is trainable.
+    """
+
+    def __init__(self, model: nn.Module, forward: Forward) -> None:
+        self.model = model
+        self._forward = forward
+        self._applied = _Applied(model, forward)
+        own = dict(model.named_parameters())
+        self.parameters = {n: p for n, p in own.items() if p.requires_grad}
+        if not self.parameters:
+            raise ValueError(
+                f"{type(model).__name__} has no trainable parameter"
+                f" ({len(own)} frozen): its Fisher matrix is empty"
+            )
+        self._stand_ins: dict[str, Tensor] = {}
+        if any(p.dtype in _HALF for p in own.values()):
+            everything = {**own, **dict(model.named_buffers())}
+            self._stand_ins = {
+                name: tensor.detach().float().requires_grad_(tensor.requires_grad)
+                for name, tensor in everything.items()
+                if tensor.dtype in _HALF
+            }
+            self.parameters = {
+                n: self._stand_ins.get(n, p) for n, p in self.parameters.items()
+            }
+
+    @property
+    def num_parameters(self) -> int:
+        """Number P of trainable numbers."""
+        return sum(p.numel() for p in self.parameters.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the gradients."""
+        return next(iter(self.parameters.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self.parameters.values())).device
+
+    def __call__(
+        self, x: Any, parameters: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Return the output for a batch, with the given parameters or its own.
+
+        Raises:
+            ValueError: If the output is not one floating-point tensor.
+        """
+        if self._stand_ins:
+            x = pytree.tree_map(_widen, x)
+        stand_ins = {**self._stand_ins, **(parameters or {})}
+        if stand_ins:
+            named = {f"model.{name}": tensor for name, tensor in stand_ins.items()}
+            output = functional_call(self._applied, named, (x,))
+        else:
+            output = self._forward(self.model, x)
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            found = (
+                f"a tensor of {output.dtype}"
+                if isinstance(output, Tensor)
+                else f"a {type(output).__name__}"
+            )
+            raise ValueError(
+                f"the output of {type(self.model).__name__} is {found}; a Fisher matrix"
+                " needs a tensor of logits or predictions: pass `forward`, a function"
+                " of (model, x) that returns it"
+            )
+        return output if output.ndim > 1 else output.reshape(-1, 1)
+
+    def rows(self, x: Any, rows: slice) -> Any:
+        """Return some rows of a batch."""
+        return take_rows(x, rows)
+
+
+def _widen(leaf: Any) -> Any:
+    return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in _HALF else leaf

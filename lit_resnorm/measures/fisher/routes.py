@@ -1,0 +1,255 @@
+"""Ways to a spectrum: the trace alone, the whole matrix, or products with it.
+
+Shapes: D dual coefficients of all ranks, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_resnorm.measures.fisher.costs import free_memory, matrix_is_cheaper
+from lit_resnorm.measures.fisher.gram import gram_matrix, parameter_matrix
+from lit_resnorm.measures.fisher.layers import Block, Leavings
+from lit_resnorm.measures.fisher.measurement import Measurement
+from lit_resnorm.measures.fisher.result import FisherSpectrum
+from lit_resnorm.measures.spectra import Eigenpairs, top_eigenpairs
+
+Layers = Mapping[str, tuple[Block, ...]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for.
+
+    Attributes:
+        num_eigenvalues: None all non-zero ones, 0 none, else the largest.
+        tol: Bound on the relative error of each where iterations give them.
+        trace: Whether the trace is wanted where eigenvalues do not give it.
+        start: Dual start vectors, shape `(D, B)`.
+    """
+
+    num_eigenvalues: int | None
+    tol: float
+    trace: bool
+    start: Tensor | None
+
+
+def spectrum(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpectrum:
+    """Return the spectrum, and that of each given layer, by the cheapest route."""
+    if wanted.num_eigenvalues == 0:
+        return _traces(of, layers)
+    if wanted.num_eigenvalues is None or matrix_is_cheaper(
+        of, wanted.num_eigenvalues, wanted.start is not None
+    ):
+        return _from_matrix(of, wanted, layers)
+    return _from_products(of, wanted, layers)
+
+
+def _traces(of: Measurement, layers: Layers) -> FisherSpectrum:
+    none = torch.zeros(0, dtype=torch.float64)
+    by_block = block_traces(of, of.sweep.blocks)
+    return FisherSpectrum(
+        none,
+        sum(by_block.values()),
+        of.num_parameters,
+        of.examples.num_examples,
+        none,
+        layers={
+            name: FisherSpectrum(
+                none,
+                sum(by_block[block] for block in blocks),
+                _size(blocks),
+                of.examples.num_examples,
+                none,
+            )
+            for name, blocks in layers.items()
+        },
+    )
+
+
+def block_traces(of: Measurement, blocks: Sequence[Block]) -> dict[Block, float]:
+    """Return the trace of each block, exactly, over all ranks."""
+    sums = {
+        block: torch.zeros((), dtype=torch.float64, device=of.sweep.network.device)
+        for block in blocks
+    }
+    if of.coupled:
+        for block in blocks:
+            lengths = of.products(block.names)
+            for unit_D in of.units().unbind(1):
+                sums[block] += lengths.squared_length(unit_D)
+    else:
+
+        def add(block: Block, left: Leavings) -> None:
+            sums[block] += block.trace(left)
+
+        of.sweep(blocks, add)
+    shards = of.examples.shards
+    total = shards.reduce(torch.stack(list(sums.values())))
+    return dict(zip(sums, total.tolist(), strict=True))
+
+
+def _from_matrix(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpectrum:
+    found: dict[str, FisherSpectrum] = {}
+    dim = of.examples.dim
+    if not of.coupled and of.num_parameters < dim:
+        check_memory(of.num_parameters, of)
+        matrix, places = parameter_matrix(of.sweep)
+        for name, blocks in layers.items():
+            at = torch.cat([places[block] for block in blocks])
+            found[name] = _decomposed(of, matrix[at][:, at], wanted, _size(blocks))
+        return _decomposed(of, matrix, wanted, of.num_parameters, found)
+    check_memory(dim, of)
+    if of.coupled:
+        eye_DD = of.units()
+        for name, blocks in layers.items():
+            own = of.products(_names(blocks))(eye_DD)
+            found[name] = _decomposed(of, own, wanted, _size(blocks))
+        whole = of.products()(eye_DD)
+        return _decomposed(of, whole, wanted, of.num_parameters, found)
+    parts: dict[str, list[Tensor]] = {name: [] for name in layers}
+    owner = {block: name for name, blocks in layers.items() for block in blocks}
+
+    def each_block(block: Block, own_DD: Tensor) -> None:
+        name = owner.get(block)
+        if name is None:
+            return
+        parts[name].append(own_DD)
+        if len(parts[name]) == len(layers[name]):
+            layer_DD = torch.stack(parts.pop(name)).sum(dim=0)
+            found[name] = _decomposed(of, layer_DD, wanted, _size(layers[name]))
+
+    gram_DD = gram_matrix(of.sweep, of.memory, each_block if layers else None)
+    ordered = {name: found[name] for name in layers}
+    return _decomposed(of, gram_DD, wanted, of.num_parameters, ordered)
+
+
+def _decomposed(
+    of: Measurement,
+    matrix: Tensor,
+    wanted: Wanted,
+    num_parameters: int,
+    layers: dict[str, FisherSpectrum] | None = None,
+) -> FisherSpectrum:
+    trace = float(matrix.diagonal().sum(dtype=torch.float64))
+    pairs = _all_pairs(matrix) if wanted.num_eigenvalues is None else None
+    if pairs is None:
+        pairs = _top_pairs(matrix, wanted)
+    keep = _nonzero(of, pairs.values)
+    return FisherSpectrum(
+        pairs.values[keep].cpu(),
+        trace,
+        num_parameters,
+        of.examples.num_examples,
+        pairs.residuals[keep].cpu(),
+        layers=layers or {},
+    )
+
+
+# Beyond this, single precision decomposes single-precision matrices: half the time,
+# and eigenvalues off by some 1e-8 of the largest one.
+_DOUBLE_UP_TO = 1536
+
+
+def _all_pairs(matrix: Tensor) -> Eigenpairs:
+    num = len(matrix)
+    if not bool(torch.isfinite(matrix).all()):
+        values = torch.full((1,), float("nan"), dtype=torch.float64)
+    else:
+        values = torch.linalg.eigvalsh(
+            matrix.double() if num <= _DOUBLE_UP_TO else matrix
+        )
+        values = values.flip(0).double()
+    none = matrix.new_empty(num, 0)
+    return Eigenpairs(values, none, torch.zeros_like(values), 0, converged=True)
+
+
+def _top_pairs(matrix: Tensor, wanted: Wanted) -> Eigenpairs:
+    k, num = wanted.num_eigenvalues or 0, len(matrix)
+    if num <= 4 * k or num <= 640:
+        every = _all_pairs(matrix)
+        return Eigenpairs(
+            every.values[:k], every.vectors, every.residuals[:k], 0, converged=True
+        )
+    noise = torch.Generator().manual_seed(0)
+    start = torch.randn(num, k, generator=noise, dtype=torch.float64).to(matrix.device)
+    return top_eigenpairs(
+        lambda block: (matrix @ block.to(matrix.dtype)).double(),
+        start,
+        k,
+        tol=wanted.tol,
+        block=k,
+        precision=torch.finfo(matrix.dtype).eps,
+    )
+
+
+def _from_products(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpectrum:
+    blocks = of.sweep.blocks
+    traces = block_traces(of, blocks) if wanted.trace else {}
+
+    def measured(names: tuple[str, ...], own: Sequence[Block]) -> FisherSpectrum:
+        products = of.products(names)
+        k = min(wanted.num_eigenvalues or 0, of.examples.dim)
+        whole = not names
+        start = wanted.start if whole and wanted.start is not None else None
+        if start is None or start.shape[0] != of.examples.dim:
+            start = products.start(min(k, of.examples.num_coefficients))
+        pairs = top_eigenpairs(
+            products,
+            start.to(of.sweep.network.device, torch.float64),
+            k,
+            tol=wanted.tol,
+            precision=torch.finfo(of.sweep.network.dtype).eps,
+        )
+        keep = _nonzero(of, pairs.values)
+        return FisherSpectrum(
+            pairs.values[keep].cpu(),
+            sum(traces[block] for block in own) if wanted.trace else float("nan"),
+            of.num_parameters if whole else _size(own),
+            of.examples.num_examples,
+            pairs.residuals[keep].cpu(),
+            vectors=pairs.vectors if whole else None,
+            num_products=pairs.num_products,
+            layers={} if not whole else found,
+        )
+
+    found: dict[str, FisherSpectrum] = {}
+    for name, own in layers.items():
+        found[name] = measured(_names(own), own)
+    return measured((), blocks)
+
+
+def _nonzero(of: Measurement, values: Tensor) -> Tensor:
+    """Return which values stand out from rounding; NaN stays."""
+    if not values.numel() or bool(values.isnan().any()):
+        return torch.ones_like(values, dtype=torch.bool)
+    double = of.sweep.network.dtype == torch.float64
+    return values > max(0.0, float(values[0])) * (1e-10 if double else 1e-6)
+
+
+def check_memory(dim: int, of: Measurement) -> None:
+    """Raise where a matrix of this dimension can't be formed and decomposed.
+
+    Raises:
+        ValueError: If four copies of the matrix exceed the free memory.
+    """
+    needed = 4 * dim**2 * of.sweep.network.dtype.itemsize
+    free = free_memory(of.sweep.network.device)
+    if needed > free:
+        raise ValueError(
+            f"num_eigenvalues is None, all of a {dim} x {dim} matrix, which takes"
+            f" {needed / 2**30:.1f} GiB of {free / 2**30:.1f} GiB free; ask for the"
+            " largest k, for example num_eigenvalues=10"
+        )
+
+
+def _names(blocks: Sequence[Block]) -> tuple[str, ...]:
+    return tuple(name for block in blocks for name in block.names)
+
+
+def _size(blocks: Sequence[Block]) -> int:
+    return sum(block.num_parameters for block in blocks)

@@ -1,0 +1,259 @@
+"""Backward passes over the probe batch: for each row and dual seed, to the layers.
+
+Rows are taken in chunks, the seeds of a chunk together (their backward pass is
+vectorised over them), so that what is alive at a time is bounded and small pieces of
+memory are used again. Nothing is differentiated to the weights: the passes end at the
+outputs of the parameters' uses.
+
+Shapes: N rows of this rank, K dual coefficients of a row (positions times the head's
+coefficients), S seeds of one pass.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from lit_resnorm.measures.fisher.heads import Head, Layout
+from lit_resnorm.measures.fisher.layers import Block, Leavings, find_blocks
+from lit_resnorm.measures.fisher.network import Network
+from lit_resnorm.measures.fisher.recorder import Recorder
+from lit_resnorm.measures.fisher.shards import Shards
+from lit_resnorm.measures.fisher.uses import Use
+from lit_resnorm.measures.observe import Passes, take_rows
+
+Visit = Callable[[Block, Leavings], None]
+"""Takes a block and what a backward pass left at it."""
+
+
+@dataclass(frozen=True)
+class End:
+    """Where a backward pass ends: the output of a use, or a parameter."""
+
+    place: Tensor | GradientEdge
+    shape: torch.Size
+
+
+@dataclass
+class Examples:
+    """The probe batch as the head sees it.
+
+    Attributes:
+        x: This rank's rows, as the network takes them.
+        num_rows: N of this rank.
+        layout: How the output lies.
+        slots: `(N, T)`: positions of each row that count as examples.
+        scales: `(N, T)`: root of each one's share in the mean.
+        targets: Labels, for the empirical Fisher.
+        num_coefficients: Dual coefficients of a position.
+        num_examples: Examples of all ranks: positions with a weight.
+        shards: Rows of all ranks.
+    """
+
+    x: Any
+    num_rows: int
+    layout: Layout
+    slots: Tensor
+    scales: Tensor
+    targets: Tensor | None
+    num_coefficients: int
+    num_examples: int
+    shards: Shards
+
+    @property
+    def num_seeds(self) -> int:
+        """Dual coefficients K of a row."""
+        return self.slots.shape[1] * self.num_coefficients
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the dual space, over all ranks."""
+        return self.shards.total * self.num_seeds
+
+    def head(self, output: Tensor, rows: slice) -> Head:
+        """Return the head at the output of some rows."""
+        targets = None if self.targets is None else self.targets[rows]
+        return Head(self.layout, output, self.slots[rows], self.scales[rows], targets)
+
+
+@dataclass
+class Sweep:
+    """Backward passes to the layers, for all rows of this rank.
+
+    Valid where rows do not depend on each other: not in norm mode `train`.
+
+    Attributes:
+        network: What is measured.
+        run: Runner of forward passes.
+        examples: The probe batch.
+        memory: Bytes that the gradients of one pass may take.
+        blocks: All blocks of parameters, as the traced pass had them.
+        traced: The uses of that pass, of one row.
+        stacked: Whether rows can be told apart in every use, and run together.
+        vectorised: Whether the backward pass runs for several seeds together.
+    """
+
+    network: Network
+    run: Passes
+    examples: Examples
+    memory: int
+    blocks: tuple[Block, ...] = ()
+    traced: list[Use] = field(default_factory=list)
+    stacked: bool = True
+    vectorised: bool = True
+
+    def follow(self, recorder: Recorder, output: Tensor) -> None:
+        """Take over what a recorded pass on one row found."""
+        self.traced = recorder.uses
+        self.blocks = find_blocks(
+            recorder.uses, recorder.general, self.network.parameters
+        )
+        self.stacked = all(block.places for block in self.blocks) and all(
+            use.separable and use.shape[0] == 1 for use in recorder.uses
+        )
+        ends = self._ends(self.blocks, recorder)
+        seeds = torch.zeros_like(output).expand(2, *output.shape)
+        if self.run.norm_mode != "train":
+            self.vectorised = _vectorises(output, [end.place for end in ends], seeds)
+
+    def __call__(self, blocks: Sequence[Block], visit: Visit) -> None:
+        """Run the passes to some blocks' uses and show each what they left."""
+        start, num_rows = 0, self.examples.num_rows
+        size = self._rows_at_once(blocks)
+        while start < num_rows:
+            stop = min(num_rows, start + size) if self.stacked else start + 1
+            if not self._chunk(slice(start, stop), blocks, visit):
+                self.stacked = False
+                continue
+            start = stop
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the outputs of all uses in a pass on one row."""
+        return self._bytes(self.blocks)
+
+    def _rows_at_once(self, blocks: Sequence[Block]) -> int:
+        return max(1, self.memory // (self._bytes(blocks) * self.examples.num_seeds))
+
+    def _seeds_at_once(self, blocks: Sequence[Block], num_rows: int) -> int:
+        if not self.vectorised:
+            return 1
+        return max(1, self.memory // (self._bytes(blocks) * num_rows))
+
+    def _bytes(self, blocks: Sequence[Block]) -> int:
+        """Return bytes of one row's gradients for one seed."""
+        numbers = sum(
+            sum(use.shape.numel() for use in block.uses(self.traced))
+            if block.places
+            else block.num_parameters
+            for block in blocks
+        )
+        return max(1, numbers) * self.network.dtype.itemsize
+
+    def _ends(self, blocks: Sequence[Block], recorder: Recorder) -> list[End]:
+        ends: list[End] = []
+        for block in blocks:
+            ends += [
+                End(recorder.edges[place], recorder.uses[place].shape)
+                for place in block.places
+            ]
+            if not block.places:
+                ends.append(
+                    End(self.network.parameters[block.names[0]], block.shapes[0])
+                )
+        return ends
+
+    def _chunk(self, rows: slice, blocks: Sequence[Block], visit: Visit) -> bool:
+        """Run some rows; False where they could not be told apart."""
+        count = rows.stop - rows.start
+        recorder = Recorder(self.network.parameters)
+        x = take_rows(self.examples.x, rows)
+
+        def recorded() -> Tensor:
+            with recorder:
+                return self.network(x)
+
+        output = self.run(recorded)
+        if count > 1 and any(use.shape[0] != count for use in recorder.uses):
+            return False
+        if [u.names for u in recorder.uses] != [u.names for u in self.traced]:
+            raise RuntimeError(
+                "the forward pass used other parameters than that of the first row:"
+                " its way depends on the data"
+            )
+        head = self.examples.head(output, rows)
+        ends = self._ends(blocks, recorder)
+        for seeds in _slices(
+            self.examples.num_seeds, self._seeds_at_once(blocks, count)
+        ):
+            grads = self._grads(output, ends, head.spread(self._units(head, seeds)))
+            for block in blocks:
+                own = [grads.pop(0) for _ in range(len(block.places) or 1)]
+                uses = block.uses(recorder.uses)
+                visit(block, Leavings(rows, seeds, uses, own))
+        return True
+
+    def _units(self, head: Head, seeds: slice) -> Tensor:
+        """Return unit dual vectors, the same for each row: `(S, N, T, K)`."""
+        num = self.examples.num_seeds
+        eye = torch.eye(num, dtype=head.dtype, device=head.device)[seeds]
+        shape = head.num_rows, -1, self.examples.num_coefficients
+        return eye[:, None].expand(-1, head.num_rows, -1).reshape(len(eye), *shape)
+
+    def _grads(
+        self, output: Tensor, ends: Sequence[End], seeds: Tensor
+    ) -> list[Tensor]:
+        places: list[Any] = [end.place for end in ends]
+        if self.vectorised and len(seeds) > 1:
+            grads = list(_vectorised_grad(output, places, seeds))
+        else:
+            each = [
+                torch.autograd.grad(
+                    output, places, seed, retain_graph=True, allow_unused=True
+                )
+                for seed in seeds
+            ]
+            grads = [
+                None if parts[0] is None else torch.stack(parts)
+                for parts in zip(*each, strict=True)
+            ]
+        return [
+            seeds.new_zeros(len(seeds), *end.shape) if grad is None else grad
+            for end, grad in zip(ends, grads, strict=True)
+        ]
+
+
+def _slices(total: int, size: int) -> list[slice]:
+    return [slice(at, min(total, at + size)) for at in range(0, total, size)]
+
+
+def _vectorised_grad(
+    output: Tensor, ends: Sequence[Any], seeds: Tensor
+) -> tuple[Tensor | None, ...]:
+    with warnings.catch_warnings():
+        # An operation without a batching rule is looped over: slower, the same value.
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        return torch.autograd.grad(
+            output,
+            ends,
+            seeds,
+            retain_graph=True,
+            is_grads_batched=True,
+            allow_unused=True,
+        )
+
+
+def _vectorises(output: Tensor, ends: Sequence[Any], seeds: Tensor) -> bool:
+    # Custom backward functions and recurrent kernels may refuse; nothing but trying
+    # tells. The loop over seeds gives the same values.
+    try:
+        _vectorised_grad(output, ends, seeds)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
