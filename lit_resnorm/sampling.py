@@ -15,15 +15,20 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 
-def stream(name: str, *key: int) -> np.random.Generator:
-    """Return the random generator that belongs to a purpose and a key.
+def seed_sequence(name: str, *key: int) -> np.random.SeedSequence:
+    """Return the seeds that belong to a purpose and a key.
 
     Args:
         name: What is drawn; different names give independent numbers.
         key: Non-negative integers such as seed, epoch and index.
     """
     # With its length, because numpy takes a key for the same with zeros appended.
-    return np.random.default_rng([zlib.crc32(name.encode()), len(key), *key])
+    return np.random.SeedSequence([zlib.crc32(name.encode()), len(key), *key])
+
+
+def stream(name: str, *key: int) -> np.random.Generator:
+    """Return the random generator of `seed_sequence(name, *key)`."""
+    return np.random.default_rng(seed_sequence(name, *key))
 
 
 class BatchKey(NamedTuple):
@@ -184,9 +189,13 @@ class StepSeed(Callback):
     ) -> None:
         """Seed the global generators for this batch on this rank."""
         key = (self.seed, trainer.global_rank, trainer.fit_loop.total_batch_idx)
-        torch_seed, numpy_seed, python_seed = stream("step", *key).integers(
-            2**32, size=3
-        )
-        torch.manual_seed(int(torch_seed))
-        np.random.seed(int(numpy_seed))  # noqa: NPY002
-        random.seed(int(python_seed))
+        seeds = seed_sequence("step", *key).generate_state(3).tolist()
+        torch_seed, numpy_seed, python_seed = seeds
+        if trainer.strategy.root_device.type == "cpu":
+            # torch.manual_seed also notes, with a stack trace, what idle devices shall
+            # be seeded with: five times the time of all the rest here.
+            torch.default_generator.manual_seed(torch_seed)
+        else:
+            torch.manual_seed(torch_seed)
+        np.random.seed(numpy_seed)  # noqa: NPY002
+        random.seed(python_seed)
