@@ -46,37 +46,32 @@ def example_losses(loss: str, output: Tensor, target: Tensor) -> Tensor:
 
 
 class EpochMeans(Metric):
-    """Mean loss and accuracy: sums and counts, over batches and ranks."""
+    """Mean loss and accuracy: sums and counts, over batches and ranks.
+
+    Its state is one vector: summed loss, number of right answers, of examples.
+    """
 
     full_state_update = False
-    loss: Tensor
-    correct: Tensor
-    examples: Tensor
+    sums: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("loss", "correct", "examples"):
-            zero = torch.zeros((), dtype=SUM_DTYPE)
-            self.add_state(name, zero, dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(3, dtype=SUM_DTYPE), dist_reduce_fx="sum")
 
-    def update(self, loss: Tensor, correct: Tensor, examples: Tensor) -> None:
-        """Add a batch's summed loss, number of right answers and of examples."""
-        self.loss += loss
-        self.correct += correct
-        self.examples += examples
+    def update(self, sums: Tensor) -> None:
+        """Add a batch's three sums, shape `(3,)`."""
+        self.sums += sums
 
     def compute(self) -> dict[str, Tensor]:
         """Return `loss` and `accuracy`, means over the examples of all ranks."""
-        return {
-            "loss": self.loss / self.examples,
-            "accuracy": self.correct / self.examples,
-        }
+        loss, correct, examples = self.sums
+        return {"loss": loss / examples, "accuracy": correct / examples}
 
     def restore(self, rows: Tensor, rank: int, world_size: int) -> None:
         """Go on with the sums that every rank had.
 
         Args:
-            rows: One row of `sums()` for each rank that there was.
+            rows: One row of `sums` for each rank that there was.
             rank: This rank.
             world_size: Number of ranks now; where it is another, rank 0 takes all.
         """
@@ -84,8 +79,4 @@ class EpochMeans(Metric):
             zeros = rows.new_zeros(world_size - 1, 3)
             rows = torch.cat([rows.sum(0, keepdim=True), zeros])
         self.reset()
-        self.update(*rows[rank].to(self.loss))
-
-    def sums(self) -> Tensor:
-        """Return this rank's three sums, shape `(3,)`."""
-        return torch.stack([self.loss, self.correct, self.examples])
+        self.update(rows[rank].to(self.sums))

@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from lit_resnorm.losses import EpochMeans
 from lit_resnorm.modules import (
     LitClassifier,
     LitMLP,
@@ -257,6 +260,17 @@ def test_a_run_resumed_within_an_epoch_logs_the_same_bits(kind, tmp_path):
             assert torch.equal(value, resumed_weights[name]), name
 
 
+@pytest.mark.parametrize(("saved", "now"), [(1, 2), (2, 1), (3, 2)])
+def test_sums_of_another_number_of_ranks_keep_their_total(saved, now):
+    rows = torch.arange(3.0 * saved).reshape(saved, 3)
+    total = torch.zeros(3)
+    for rank in range(now):
+        means = EpochMeans()
+        means.restore(rows, rank, now)
+        total += means.sums
+    assert_close(total, rows.sum(0))
+
+
 @pytest.mark.ddp
 def test_two_uneven_ranks_log_the_means_of_the_whole_and_resume_to_the_bit(tmp_path):
     data = Data(61)
@@ -303,6 +317,50 @@ def test_a_diverged_run_stops_with_the_weights_from_before(options):
         assert torch.equal(value, diverged.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_diverged_step_under_a_gradient_scaler_changes_no_weight(fused):
+    def fit(data, **kwargs):
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        precision = MixedPrecision("16-mixed", "cpu", scaler)
+        optimizer = functools.partial(torch.optim.SGD, lr=0.01, fused=fused)
+        module = resnet(optimizer=optimizer)
+        trainer(plugins=[precision], **kwargs).fit(module, datamodule=data)
+        return module
+
+    healthy = fit(Data(), max_steps=2)
+    with pytest.warns(UserWarning, match="at step 2 isn't finite"):
+        diverged = fit(Data(bad=16))
+    assert diverged.diverged
+    for name, value in healthy.state_dict().items():
+        assert torch.equal(value, diverged.state_dict()[name]), name
+
+
+class Rows(DummyLogger):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, metrics))
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_training_loss_is_logged_at_the_steps_that_the_trainer_logs(every):
+    logger = Rows()
+    run = trainer(
+        max_epochs=2,
+        logger=logger,
+        log_every_n_steps=every,
+        accumulate_grad_batches=2,
+    )
+    run.fit(resnet(), datamodule=Data())
+    steps = [step for step, row in logger.rows if "train/loss" in row]
+    # Eight batches an epoch: four optimizer steps.
+    assert steps == [step for step in range(8) if (step + 1) % every == 0]
+
+
 def test_a_diverged_run_can_go_on():
     module = resnet(on_divergence="continue")
     run = trainer(max_epochs=2)
@@ -317,7 +375,7 @@ def test_one_rank_that_diverges_stops_both_with_finite_weights():
     module = resnet()
     run = trainer(strategy="ddp_fork", devices=2, max_epochs=3)
     run.fit(module, datamodule=Data(bad=17))  # rank 1, second batch
-    assert run.callback_metrics["train/loss"].isfinite().item() is False
+    assert not run.callback_metrics["train/loss_epoch"].isfinite()
     assert all(p.isfinite().all() for p in module.parameters())
 
 
