@@ -27,8 +27,8 @@ class DataModule(LightningDataModule, ABC):
 
     Args:
         batch_size: Examples a batch and process.
-        num_workers: Processes that load data. None of them for sets in memory, which
-            are faster without, unless `augment` is the bottleneck.
+        num_workers: Processes that load data; 0 loads in this one, which is fastest for
+            sets in memory.
         drop_last: Whether a last training batch that isn't full is left out.
         with_index: Whether batches are `(x, y, index)`, with the place in the set.
         seed: Non-negative seed of splits, noise, orders and augmentation.
