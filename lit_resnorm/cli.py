@@ -11,42 +11,28 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import (
-    LightningArgumentParser,
-    LightningCLI,
-    SaveConfigCallback,
-)
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 # imported, classes are known to the command line by their short names
 import lit_resnorm.data
 import lit_resnorm.modules  # noqa: F401
 import lit_resnorm_callbacks  # noqa: F401
 from lit_resnorm.cli_checks import (
-    VARIANT,
     check_callback_names,
     check_checkpoint,
     check_devices,
     check_outputs,
 )
-from lit_resnorm.cli_defaults import filled_in, with_defaults
+from lit_resnorm.cli_defaults import filled_in, with_defaults, without_traces
 from lit_resnorm.cli_errors import UsageError, check_config_files, one_line
-from lit_resnorm.run_files import CONFIG, logged_config
-from lit_resnorm.run_places import (
-    best_checkpoint,
-    check_name,
-    known_run,
-    last_checkpoint,
-    new_run,
-)
-from lit_resnorm.runs import RunHistory
+from lit_resnorm.cli_run import RUN_DIR, RunConfig, choose_run, forget_run, rank
+from lit_resnorm.data import DataModule
+from lit_resnorm.run_places import load_checkpoint
 
 PROGRAM = "lit-resnorm"
-# Tells the processes that Lightning starts for DDP which directory rank 0 made.
-_RUN_DIR = "LIT_RESNORM_RUN_DIR"
 SUCCESS, FAILURE, WRONG_USE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -76,18 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = WRONG_USE if isinstance(error, UsageError) else FAILURE
         if show_traceback:
             traceback.print_exc()
-        rank = f" [rank {_rank()}]" if _rank() else ""
-        sys.stderr.write(f"{PROGRAM}: error{rank}: {one_line(error)}\n")
+        place = f" [rank {rank()}]" if rank() else ""
+        sys.stderr.write(f"{PROGRAM}: error{place}: {one_line(error)}\n")
     finally:
-        os.environ.pop(_RUN_DIR, None)
+        os.environ.pop(RUN_DIR, None)
         wandb = sys.modules.get("wandb")
         if wandb is not None and wandb.run is not None:
             wandb.finish(exit_code=status)
     return status
-
-
-def _rank() -> int:
-    return getattr(rank_zero_only, "rank", 0)
 
 
 def _run(args: list[str]) -> int:
@@ -104,57 +86,6 @@ def _status_of_exit(error: SystemExit) -> int:
     ):
         return INTERRUPTED
     return error.code if isinstance(error.code, int) else SUCCESS
-
-
-class RunConfig(SaveConfigCallback):
-    """Writes the resolved config into the run directory and every logger.
-
-    Args:
-        parser: Parser of the subcommand.
-        config: The resolved config.
-        run_dir: The run directory; None: only the loggers get it.
-        **kwargs: Options of Lightning's callback.
-    """
-
-    def __init__(
-        self,
-        parser: LightningArgumentParser,
-        config: Namespace,
-        *,
-        run_dir: Path | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(parser, config, save_to_log_dir=False, **kwargs)
-        self.run_dir = run_dir
-
-    def save_config(
-        self, trainer: Trainer, pl_module: LightningModule, stage: str
-    ) -> None:
-        """Write it; called on rank 0, before anything is trained."""
-        del pl_module
-        config = self.config.clone()
-        # what belongs to this run alone, so that the file starts another one like it
-        config["run"], config["ckpt_path"] = None, None
-        text = self.parser.dump(config, skip_unset=False)
-        if self.run_dir is not None:
-            path = self.run_dir / CONFIG
-            if stage == "fit" or not path.exists():
-                path.write_text(text, encoding="utf-8")
-        logged = logged_config(yaml.safe_load(text))
-        for logger in trainer.loggers:
-            own = isinstance(logger, RunHistory) and logger.path == self.run_dir
-            if not own:
-                logger.log_hyperparams(logged)
-
-    def on_save_checkpoint(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        checkpoint: dict[str, Any],
-    ) -> None:
-        """Note whose weights a checkpoint holds."""
-        del trainer
-        checkpoint[VARIANT] = type(pl_module).__name__
 
 
 class ResNormCLI(LightningCLI):
@@ -183,6 +114,10 @@ class ResNormCLI(LightningCLI):
     def options(self) -> Namespace:
         """The resolved options of the subcommand."""
         return self.config[self.config.subcommand]
+
+    @property
+    def _weights_only(self) -> bool:
+        return self.options.get("weights_only") is not False
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Return a parser that raises instead of leaving the process."""
@@ -230,7 +165,7 @@ class ResNormCLI(LightningCLI):
             check_devices(options.trainer.accelerator, options.trainer.devices)
             self._default_config()
             self._link_data()
-            self._find_run()
+            self.run_dir = choose_run(self.options, self.config.subcommand)
         except Exception as error:
             raise UsageError(one_line(error)) from error
 
@@ -256,89 +191,59 @@ class ResNormCLI(LightningCLI):
         parser = LightningArgumentParser(exit_on_error=False)
         parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
         config = Namespace(data=self.options.data.clone())
-        data = parser.instantiate_classes(config)["data"]
+        data = parser.instantiate(config)["data"]
         for name in missing:
             init[name] = getattr(data, wanted[name], None)
-
-    def _find_run(self) -> None:
-        """Choose the run directory; a checkpoint given by a word becomes a path."""
-        options = self.options
-        folder = Path(options.trainer.default_root_dir or ".") / check_name(
-            "--experiment", options.experiment
-        )
-        name = None if options.run is None else check_name("--run", options.run)
-        word = options.ckpt_path
-        if word in ("last", "best"):
-            run = self._agreed(lambda: known_run(folder, name))
-            find = last_checkpoint if word == "last" else best_checkpoint
-            options.ckpt_path = str(find(run))
-        elif name and (folder / name).is_dir() and self._belongs(folder / name):
-            run = folder / name
-        elif options.trainer.fast_dev_run:
-            return
-        else:
-            run = self._agreed(lambda: new_run(folder, name))
-        if not options.trainer.fast_dev_run:
-            self.run_dir = run
-
-    def _belongs(self, run: Path) -> bool:
-        """Say whether a subcommand may write into a run that is there."""
-        path = self.options.ckpt_path
-        if self.config.subcommand != "fit":
-            return True
-        return path is not None and Path(path).resolve().is_relative_to(run.resolve())
-
-    def _agreed(self, choose: Any) -> Path:
-        """Return what rank 0 chose."""
-        if _RUN_DIR in os.environ and _rank():
-            return Path(os.environ[_RUN_DIR])
-        external = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        if external and self.options.run is None:
-            raise UsageError("--run: name the run where another program starts ranks")
-        path = choose()
-        os.environ[_RUN_DIR] = str(path)
-        return path
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer, and look for mistakes before training."""
         try:
-            config = self.config.clone()
-            if self.run_dir is not None:
-                self.save_config_kwargs = {"run_dir": self.run_dir}
-                filled_in(config[config.subcommand], self.run_dir)
-            self.config_init = self.parser.instantiate_classes(config)
+            self.config_init = self.parser.instantiate(self._own_config())
             self.datamodule = self._get(self.config_init, "data")
             self.model = self._get(self.config_init, "model")
             # the whole config goes to the loggers once, by RunConfig
             self.model._log_hyperparams = self.datamodule._log_hyperparams = False
             check_outputs(self.model, self.datamodule)
             if self.options.ckpt_path:
-                path, weights_only = self.options.ckpt_path, self.options.weights_only
-                check_checkpoint(
-                    Path(path), self.model, weights_only=weights_only is not False
-                )
+                path = Path(self.options.ckpt_path)
+                check_checkpoint(path, self.model, weights_only=self._weights_only)
             callbacks = self._get(self.config_init, "trainer").get("callbacks")
             check_callback_names(callbacks or ())
+            self._prepare_data()
             self.trainer = self.instantiate_trainer()
         except Exception as error:
-            self._forget_run()
+            forget_run(self.run_dir)
             raise UsageError(one_line(error)) from error
 
-    def _forget_run(self) -> None:
-        """Take away the directory of a run that never began."""
-        if self.run_dir is None or _rank():
-            return
-        if [path.name for path in self.run_dir.glob("*")] == [CONFIG]:
-            (self.run_dir / CONFIG).unlink()
-        for folder in (self.run_dir, self.run_dir.parent):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+    def _own_config(self) -> Namespace:
+        """Return the config with what belongs to this run alone."""
+        config = self.config.clone()
+        options = config[config.subcommand]
+        if options.trainer.fast_dev_run:
+            without_traces(options)
+        elif self.run_dir is not None:
+            self.save_config_kwargs = {"run_dir": self.run_dir}
+            filled_in(options, self.run_dir)
+        return config
+
+    def _prepare_data(self) -> None:
+        """Make our data sets now, where an error costs nothing; it is done once."""
+        if isinstance(self.datamodule, DataModule) and rank() == 0:
+            self.datamodule.prepare_data()
+            self.datamodule.setup(self.config.subcommand)
 
     def _run_subcommand(self, subcommand: str) -> None:
+        path = self.options.ckpt_path
+        if subcommand != "fit" and path and Path(path).is_file():
+            # so that values are logged at the step that the weights have come to
+            loops = load_checkpoint(Path(path), weights_only=self._weights_only)[
+                "loops"
+            ]
+            self.trainer.fit_loop.load_state_dict(loops["fit_loop"])
         try:
             super()._run_subcommand(subcommand)
         except BaseException:
-            self._forget_run()
+            forget_run(self.run_dir)
             raise
         if self.run_dir is not None:
             rank_zero_info(f"Run directory: {self.run_dir}")

@@ -71,6 +71,11 @@ def check_outputs(module: LightningModule, data: LightningDataModule) -> None:
     if outputs.ndim != 2:
         raise ValueError(f"{names[0]} gives outputs of shape {tuple(outputs.shape)}")
     number = outputs.shape[1]
+    declared = module.num_classes
+    if declared is not None and declared > classes:
+        raise ValueError(
+            f"num_classes={declared} of {names[0]}, but {names[1]} has {classes}"
+        )
     if number < classes or (module.loss == "mse" and number != classes):
         raise ValueError(
             f"loss={module.loss}: the head of {names[0]} has {number} outputs, but"

@@ -13,7 +13,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import WandbLogger
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lit_resnorm.data import DataModule
 from lit_resnorm.run_files import CHECKPOINTS, logged_config
@@ -61,7 +61,7 @@ def with_defaults(options: Namespace, *, has_wandb: bool) -> dict[str, Any]:
 def _loggers(has_wandb: bool) -> list[dict[str, Any]]:
     history = {"class_path": _path(RunHistory)}
     if not has_wandb:
-        rank_zero_warn("wandb is not installed: the run is logged by RunHistory alone")
+        rank_zero_info("wandb is not installed: the run is logged by RunHistory alone")
         return [history]
     # without `resume` here its null would override the logger's own default
     init = {"project": "lit_resnorm", "offline": True, "resume": "allow"}
@@ -101,6 +101,14 @@ def filled_in(options: Namespace, run_dir: Path) -> None:
             logger.init_args.save_dir = str(run_dir)
         if _is(logger, WandbLogger):
             _fill_wandb(logger.init_args, options, run_dir)
+
+
+def without_traces(options: Namespace) -> None:
+    """Let a run write nothing: no loggers, no checkpoints."""
+    given = _many(options.trainer.callbacks)
+    kept = [callback for callback in given if not _is(callback, ModelCheckpoint)]
+    options.trainer.callbacks = kept
+    options.trainer.logger = options.trainer.enable_checkpointing = False
 
 
 def _fill_wandb(init: Namespace, options: Namespace, run_dir: Path) -> None:

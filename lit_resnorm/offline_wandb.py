@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_resnorm.run_files import Run, history_frame, summarise
+from lit_resnorm.run_files import Run, history_frame, plain, summarise
 
 _STEP = "trainer/global_step"
 _BLOCK = 32768
@@ -121,7 +121,7 @@ def _take_row(values: dict[str, Any], rows: dict[int, dict[str, Any]]) -> None:
     step = int(values.pop(_STEP, values.get("_step", 0)))
     row = rows.setdefault(step, {"step": step, "epoch": None})
     row |= {
-        key: value
+        key: plain(value)
         for key, value in values.items()
         if not key.startswith("_") and not isinstance(value, dict | list)
     }

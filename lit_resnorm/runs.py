@@ -135,7 +135,10 @@ class RunHistory(Logger):
             steps, epoch = optimizer_steps(trainer), trainer.current_epoch
         self._close()
         path = self.path / HISTORY
-        if path.exists():
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.touch()
+        else:
             rows = read_rows(path)
             if steps == 0 and not checkpoint and any(row["step"] for row in rows):
                 raise ValueError(

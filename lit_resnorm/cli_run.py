@@ -1,0 +1,141 @@
+"""The run that a command line starts or goes on with: its directory and its config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from lit_resnorm.cli_checks import VARIANT
+from lit_resnorm.run_files import CONFIG, logged_config
+from lit_resnorm.run_places import (
+    best_checkpoint,
+    check_name,
+    known_run,
+    last_checkpoint,
+    new_run,
+)
+from lit_resnorm.runs import RunHistory
+
+RUN_DIR = "LIT_RESNORM_RUN_DIR"
+"""Tells the processes that Lightning starts for DDP which directory rank 0 made."""
+
+
+def rank() -> int:
+    """Return the rank of this process, as far as it is known yet."""
+    return getattr(rank_zero_only, "rank", None) or 0
+
+
+def choose_run(options: Namespace, subcommand: str) -> Path | None:
+    """Find or make the run directory; a checkpoint given by a word becomes a path.
+
+    `last` and `best` go on with a run that is there; a path does where it lies in the
+    run that `--run` names. Else the run is a new one, or none under `fast_dev_run`.
+
+    Raises:
+        ValueError: If a name can't be used, or there is nothing to go on with.
+    """
+    root = Path(options.trainer.default_root_dir or ".")
+    folder = root / check_name("--experiment", options.experiment)
+    name = None if options.run is None else check_name("--run", options.run)
+    word = options.ckpt_path
+    traceless = bool(options.trainer.fast_dev_run)
+    known = folder / name if name and (folder / name).is_dir() else None
+    if word in ("last", "best"):
+        run = _agreed(options, lambda: known_run(folder, name))
+        find = last_checkpoint if word == "last" else best_checkpoint
+        options.ckpt_path = str(find(run))
+    elif known and (subcommand != "fit" or _is_in(known, word)):
+        run = known
+    elif traceless:
+        return None
+    else:
+        run = _agreed(options, lambda: new_run(folder, name))
+    return None if traceless else run
+
+
+def _is_in(run: Path, checkpoint: str | None) -> bool:
+    """Say whether a checkpoint is one of the run's own."""
+    if checkpoint is None:
+        return False
+    return Path(checkpoint).resolve().is_relative_to(run.resolve())
+
+
+def _agreed(options: Namespace, choose: Callable[[], Path]) -> Path:
+    """Return what rank 0 chose."""
+    if RUN_DIR in os.environ and rank():
+        return Path(os.environ[RUN_DIR])
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.run is None:
+        raise ValueError("--run: name the run where another program starts the ranks")
+    path = choose()
+    os.environ[RUN_DIR] = str(path)
+    return path
+
+
+def forget_run(run: Path | None) -> None:
+    """Take away the directory of a run that never began."""
+    if run is None or rank():
+        return
+    if [path.name for path in run.glob("*")] == [CONFIG]:
+        (run / CONFIG).unlink()
+    for folder in (run, run.parent):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes the resolved config into the run directory and every logger.
+
+    Args:
+        parser: Parser of the subcommand.
+        config: The resolved config.
+        run_dir: The run directory; None: only the loggers get it.
+        **kwargs: Options of Lightning's callback.
+    """
+
+    def __init__(
+        self,
+        parser: LightningArgumentParser,
+        config: Namespace,
+        *,
+        run_dir: Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(parser, config, save_to_log_dir=False, **kwargs)
+        self.run_dir = run_dir
+
+    def save_config(
+        self, trainer: Trainer, pl_module: LightningModule, stage: str
+    ) -> None:
+        """Write it; called on rank 0, before anything is trained."""
+        del pl_module
+        config = self.config.clone()
+        # what belongs to this run alone, so that the file starts another one like it
+        config["run"], config["ckpt_path"] = None, None
+        text = self.parser.dump(config, skip_unset=False)
+        if self.run_dir is not None:
+            path = self.run_dir / CONFIG
+            if stage == "fit" or not path.exists():
+                path.write_text(text, encoding="utf-8")
+        logged = logged_config(yaml.safe_load(text))
+        for logger in trainer.loggers:
+            own = isinstance(logger, RunHistory) and logger.path == self.run_dir
+            if not own:
+                logger.log_hyperparams(logged)
+
+    def on_save_checkpoint(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Note whose weights a checkpoint holds."""
+        del trainer
+        checkpoint[VARIANT] = type(pl_module).__name__
