@@ -126,15 +126,15 @@ def test_constant_channels_have_variance_zero_exactly():
 def test_noise_sums_join_powers_of_different_exponents():
     dx = maps(12, 4)
     sums = NoiseSums()
-    sums.add(dx[:5] * 2.0**-300, 300)
-    sums.add(dx[5:] * 2.0**-290, 290)
+    sums.add(dx[:5] * 2.0**-300, exponent=300)
+    sums.add(dx[5:] * 2.0**-290, exponent=290)
     expected = (dx**2).mean().log()
     torch.testing.assert_close(sums.finish(), expected, **EXACT)
 
 
 def test_noise_power_beyond_float64_is_finite_as_a_log():
     sums = NoiseSums()
-    sums.add(torch.ones(3), 5000)
+    sums.add(torch.ones(3), exponent=5000)
     assert float(sums.finish()) == pytest.approx(10000 * math.log(2))
 
 

@@ -82,6 +82,7 @@ def signal_and_noise(
     num_chunks: int = 1,
     seed: int = 0,
     effective_rank: bool = True,
+    num_nets: int = 1,
     reduce: Reduce = identity,
 ) -> DepthProfile:
     r"""Return the moments of signal and noise at every site of a network.
@@ -112,6 +113,8 @@ def signal_and_noise(
         seed: Of the noise; the noise of an example is the same on any rank.
         effective_rank: Whether to measure effective ranks, whose covariances cost most
             in wide networks.
+        num_nets: More than 1 where the model is several networks side by side (see
+            `side_by_side`): every moment is then one a network, of shape `(num_nets,)`.
         reduce: Sums a tensor over ranks.
 
     Returns:
@@ -134,6 +137,7 @@ def signal_and_noise(
         num_chunks=num_chunks,
         seed=seed,
         effective_rank=effective_rank,
+        num_nets=num_nets,
         reduce=reduce,
     )
     profile = passes.measure(x)
@@ -174,6 +178,7 @@ class _Passes:
     num_chunks: int
     seed: int
     effective_rank: bool
+    num_nets: int
     reduce: Reduce
 
     def measure(self, x: Any, dtype: torch.dtype | None = None) -> DepthProfile:
@@ -192,7 +197,12 @@ class _Passes:
     def _measure(
         self, x: Any, dtype: torch.dtype | None, skipped: list[nn.Module]
     ) -> DepthProfile:
-        recorder = Recorder(self.flow, self.reduce, effective_rank=self.effective_rank)
+        recorder = Recorder(
+            self.flow,
+            self.reduce,
+            effective_rank=self.effective_rank,
+            num_nets=self.num_nets,
+        )
         source = NoiseSource(
             x,
             self.flow,

@@ -12,7 +12,12 @@ from torch import Tensor
 
 from lit_resnorm.measures.moments.flow import Flow
 from lit_resnorm.measures.moments.noise import noise_of, signal_of, with_noise
-from lit_resnorm.measures.moments.sums import BLOCK, ChannelMoments, ChannelSums
+from lit_resnorm.measures.moments.sums import (
+    BLOCK,
+    ChannelMoments,
+    ChannelSums,
+    examples_channels_positions,
+)
 from lit_resnorm.measures.observe import Reduce, identity
 from lit_resnorm.measures.sites import Site, Visitor, first_tensor
 
@@ -26,38 +31,57 @@ class NoiseSums:
 
     The noise of each chunk and rank may have been rescaled by another power: it is
     `dx * 2**exponent`.
+
+    Args:
+        num_nets: Networks side by side, each with its share of the channels.
     """
 
-    def __init__(self) -> None:
-        self._sums: list[Tensor] = []
+    def __init__(self, num_nets: int = 1) -> None:
+        self.num_nets = num_nets
+        self._sums_G: list[Tensor] = []
         self._exponents: list[int] = []
         self._count = 0
 
-    def add(self, dx: Tensor, exponent: int = 0, *, empty: bool = False) -> float:
+    def add(
+        self,
+        dx: Tensor,
+        channel_dim: int = 1,
+        exponent: int = 0,
+        *,
+        empty: bool = False,
+    ) -> float:
         """Add a chunk; return the logarithm to base 2 of its own root mean square."""
-        total = dx.new_zeros((), dtype=torch.float64)
-        if not empty:
-            for block in dx.flatten().split(BLOCK):
-                wide = block.double()
-                total = total + torch.dot(wide, wide)
-            self._count += dx.numel()
-        self._sums.append(total)
+        total_G = dx.new_zeros(self.num_nets, dtype=torch.float64)
+        if empty:
+            self._sums_G.append(total_G)
+            self._exponents.append(0)
+            return 0.0
+        dx_BCP = examples_channels_positions(dx, channel_dim)
+        dx_BGK = dx_BCP.reshape(len(dx_BCP), self.num_nets, -1)
+        for block_BGK in dx_BGK.split(max(1, BLOCK // dx_BGK[0].numel())):
+            total_G += block_BGK.double().square().sum((0, 2))
+        self._count += dx.numel() // self.num_nets
+        self._sums_G.append(total_G)
         self._exponents.append(exponent)
-        mean = float(total) / max(1, dx.numel())
+        mean = float(total_G.mean()) * self.num_nets / dx.numel()
         return 0.5 * math.log2(mean) if 0 < mean < math.inf else 0.0
 
     def finish(self, reduce: Reduce = identity) -> Tensor:
-        """Return log of the mean square over all entries of all ranks, 0-d float64."""
+        """Return log of the mean square over all entries of all ranks.
+
+        Returns:
+            0-d float64 tensor, of shape `(G,)` for G networks side by side.
+        """
         # Ranks agree on the mean exponent; theirs differ by little, so the powers of
         # two that are left fit float64.
-        exponents = self._sums[0].new_tensor([sum(self._exponents), len(self._sums)])
-        shared = reduce(exponents)
+        exponents = [sum(self._exponents), len(self._exponents), self._count]
+        shared = reduce(self._sums_G[0].new_tensor(exponents))
         base = torch.round(shared[0] / shared[1])
-        total = torch.zeros_like(base)
-        for part, exponent in zip(self._sums, self._exponents, strict=True):
-            total = total + part * torch.exp2(2 * (exponent - base))
-        sums = reduce(torch.stack([total, base.new_tensor(float(self._count))]))
-        return torch.log(sums[0] / sums[1]) + 2 * math.log(2) * base
+        total_G = torch.zeros_like(self._sums_G[0])
+        for part_G, exponent in zip(self._sums_G, self._exponents, strict=True):
+            total_G += part_G * torch.exp2(2 * (exponent - base))
+        mean_G = reduce(total_G) / shared[2]
+        return (torch.log(mean_G) + 2 * math.log(2) * base).squeeze()
 
 
 @dataclass(frozen=True)
@@ -84,9 +108,13 @@ class PointMoments:
 class _Point:
     """The sums of one tensor of the pass."""
 
-    def __init__(self, *, fourth: bool = False, covariance: bool = False) -> None:
-        self.signal = ChannelSums(fourth=fourth, covariance=covariance)
-        self.noise = NoiseSums()
+    def __init__(
+        self, num_nets: int, *, fourth: bool = False, covariance: bool = False
+    ) -> None:
+        self.signal = ChannelSums(
+            fourth=fourth, covariance=covariance, num_nets=num_nets
+        )
+        self.noise = NoiseSums(num_nets)
         self.moments: PointMoments | None = None
 
     def finish(self, reduce: Reduce) -> PointMoments:
@@ -107,12 +135,16 @@ class Recorder(Visitor):
         flow: The sites, and where noise may be rescaled.
         reduce: Sums a tensor over ranks.
         effective_rank: Whether to sum what effective ranks need.
+        num_nets: Networks side by side, each with its share of the channels.
     """
 
-    def __init__(self, flow: Flow, reduce: Reduce, *, effective_rank: bool) -> None:
+    def __init__(
+        self, flow: Flow, reduce: Reduce, *, effective_rank: bool, num_nets: int = 1
+    ) -> None:
         self.flow = flow
         self.reduce = reduce
         self.effective_rank = effective_rank
+        self.num_nets = num_nets
         self._points: dict[str, _Point] = {}
         self._same: dict[str, str] = {}
         self._seen: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
@@ -136,7 +168,7 @@ class Recorder(Visitor):
 
     def enter_input(self, key: str, x: Tensor, channel_dim: int) -> None:
         """Measure one of the tensors where noise begins."""
-        self._measure(key, x, channel_dim, _Point())
+        self._measure(key, x, channel_dim, _Point(self.num_nets))
 
     def before(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Measure the operands of an addition, the input of an activation."""
@@ -161,6 +193,7 @@ class Recorder(Visitor):
         if x is None:
             return None
         point = _Point(
+            self.num_nets,
             fourth=site.kind in ("norm", "module"),
             covariance=self.effective_rank and site.kind != "norm",
         )
@@ -178,11 +211,11 @@ class Recorder(Visitor):
             self._same[key] = seen[2]
             return 0.0
         self._seen[id(x)] = weakref.ref(x), x._version, key
-        point = self._points.setdefault(key, new or _Point())
+        point = self._points.setdefault(key, new or _Point(self.num_nets))
         signal, noise = signal_of(x), noise_of(x)
         if noise is None:
-            noise = torch.full_like(signal.flatten()[:1], torch.nan)
-        power = point.noise.add(noise, self._exponent, empty=self._empty)
+            noise = torch.full_like(signal, torch.nan)
+        power = point.noise.add(noise, channel_dim, self._exponent, empty=self._empty)
         point.signal.add(signal, channel_dim, empty=self._empty)
         if self._last:
             point.finish(self.reduce)

@@ -1,6 +1,7 @@
 """Sums from which the moments of a tensor follow, over chunks and over ranks.
 
-B examples, P positions, C channels, n = B P entries a channel.
+B examples, P positions, n = B P entries a channel; C channels, which may be those of G
+networks side by side, D each.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ _LARGE = 512
 class ChannelMoments:
     """Moments of a tensor over (example, position), averaged over channels.
 
-    All but `num_channels` are 0-d float64 tensors; `mu4`, `nu1` and `effective_rank`
-    are None where they were not summed.
+    All but `num_channels` are float64 tensors, 0-d (of shape `(G,)` for G networks side
+    by side, `count` aside); `mu4`, `nu1` and `effective_rank` are None where they were
+    not summed.
 
     Attributes:
         count: Entries a channel, n.
@@ -57,17 +59,21 @@ class ChannelSums:
         fourth: Sum what `mu4` and `nu1` need.
         covariance: Sum what the effective rank needs: rows while there are no more of
             them than channels, products of channels beyond.
+        num_nets: Networks side by side, each with its share of the channels.
     """
 
-    def __init__(self, *, fourth: bool = False, covariance: bool = False) -> None:
+    def __init__(
+        self, *, fourth: bool = False, covariance: bool = False, num_nets: int = 1
+    ) -> None:
         self.fourth = fourth
         self.covariance = covariance
+        self.num_nets = num_nets
         self.count = 0
         self._shift_C: Tensor | None = None
         self._powers_KC = torch.empty(0)
         self._absolute_C = torch.empty(0)
         self._rows_nC: list[Tensor] = []
-        self._products_CC: Tensor | None = None
+        self._products_GDD: Tensor | None = None
 
     def add(self, x: Tensor, channel_dim: int = 1, *, empty: bool = False) -> None:
         """Add a chunk of examples.
@@ -77,7 +83,7 @@ class ChannelSums:
             channel_dim: The dimension that counts channels; others are positions.
             empty: `x` is a dummy that only tells the number of channels.
         """
-        x_BCP = _examples_channels_positions(x, channel_dim)
+        x_BCP = examples_channels_positions(x, channel_dim)
         if empty:
             if self._shift_C is None:
                 self._start(x_BCP.new_zeros(x_BCP.shape[1], dtype=torch.float64))
@@ -113,17 +119,21 @@ class ChannelSums:
             sums += [_recentred_fourth(self.count, powers_KC, away_C), self._absolute_C]
         reduced = reduce(torch.stack(sums)) / total
         mu2_C = reduced[0].clamp_min(0)
-        rank = self._effective_rank(mu2_C.sum() * total, away_C, reduce)
-        self._rows_nC, self._products_CC = [], None
+        mu2 = self._over_channels(mu2_C)
+        rank = self._effective_rank(mu2 * total, away_C, reduce)
+        self._rows_nC, self._products_GDD = [], None
         return ChannelMoments(
             count=total,
             num_channels=len(mean_C),
-            mu2=mu2_C.mean(),
-            nu2=(mu2_C + mean_C**2).mean(),
-            mu4=reduced[1].mean() if self.fourth else None,
-            nu1=reduced[2].mean() if self.fourth else None,
+            mu2=mu2,
+            nu2=self._over_channels(mu2_C + mean_C**2),
+            mu4=self._over_channels(reduced[1]) if self.fourth else None,
+            nu1=self._over_channels(reduced[2]) if self.fourth else None,
             effective_rank=rank,
         )
+
+    def _over_channels(self, x_C: Tensor) -> Tensor:
+        return x_C.view(self.num_nets, -1).mean(1).squeeze()
 
     def _start(self, shift_C: Tensor) -> None:
         self._shift_C = shift_C
@@ -157,50 +167,69 @@ class ChannelSums:
 
     def _add_rows(self, d_nC: Tensor) -> None:
         self._rows_nC.append(d_nC)
-        if self._products_CC is not None or self.count > d_nC.shape[1]:
+        few = self.count <= d_nC.shape[1] // self.num_nets
+        if self._products_GDD is not None or not few:
             self._fold_rows()
 
-    def _fold_rows(self) -> None:
-        if self._products_CC is None:
-            num_channels = len(self._powers_KC[0])
-            self._products_CC = self._powers_KC.new_zeros(num_channels, num_channels)
+    def _fold_rows(self) -> Tensor:
+        products_GDD = self._products_GDD
+        if products_GDD is None:
+            size = len(self._powers_KC[0]) // self.num_nets
+            products_GDD = self._powers_KC.new_zeros(self.num_nets, size, size)
         for d_nC in self._rows_nC:
-            self._products_CC += d_nC.T @ d_nC
+            d_GnD = self._by_net(d_nC)
+            products_GDD += d_GnD.mT @ d_GnD
         self._rows_nC = []
+        self._products_GDD = products_GDD
+        return products_GDD
+
+    def _by_net(self, x_nC: Tensor) -> Tensor:
+        return x_nC.unflatten(1, (self.num_nets, -1)).transpose(0, 1)
 
     def _effective_rank(
-        self, trace: Tensor, away_C: Tensor, reduce: Reduce
+        self, mean_trace: Tensor, away_C: Tensor, reduce: Reduce
     ) -> Tensor | None:
         if not self.covariance:
             return None
-        if reduce is identity and self._products_CC is None:
-            centred_nC = torch.cat(self._rows_nC).double() - away_C
-            return trace / largest_eigenvalue(centred_nC @ centred_nC.T)
-        self._fold_rows()
-        if self._products_CC is None:
-            raise RuntimeError("products are there once rows are folded")
-        cross_CC = torch.outer(self._powers_KC[0], away_C)
-        products_CC = self._products_CC - cross_CC - cross_CC.T
-        products_CC += self.count * torch.outer(away_C, away_C)
-        return trace / largest_eigenvalue(reduce(products_CC))
+        trace = mean_trace * (len(away_C) // self.num_nets)
+        if reduce is identity and self._products_GDD is None:
+            centred_GnD = self._by_net(torch.cat(self._rows_nC).double() - away_C)
+            gram_Gnn = centred_GnD @ centred_GnD.mT
+            return trace / largest_eigenvalue(gram_Gnn).squeeze()
+        sum_G1D = self._by_net(self._powers_KC[:1])
+        away_G1D = self._by_net(away_C[None])
+        cross_GDD = sum_G1D.mT @ away_G1D
+        products_GDD = self._fold_rows() - cross_GDD - cross_GDD.mT
+        products_GDD += self.count * (away_G1D.mT @ away_G1D)
+        return trace / largest_eigenvalue(reduce(products_GDD)).squeeze()
 
 
-def largest_eigenvalue(matrix_nn: Tensor) -> Tensor:
-    """Return the largest eigenvalue of a symmetric matrix; NaN for a non-finite one."""
-    if not bool(torch.isfinite(matrix_nn.sum())):
-        return matrix_nn.new_tensor(torch.nan)
-    if len(matrix_nn) <= _LARGE or not bool(matrix_nn.any()):
-        return torch.linalg.eigvalsh(matrix_nn)[-1]
+def largest_eigenvalue(matrix_Gnn: Tensor) -> Tensor:
+    """Return the largest eigenvalue of each symmetric matrix; NaN if not finite."""
+    finite_G = matrix_Gnn.sum((1, 2)).isfinite()
+    matrix_Gnn = torch.where(finite_G[:, None, None], matrix_Gnn, 0)
+    if matrix_Gnn.shape[1] <= _LARGE:
+        values_G = torch.linalg.eigvalsh(matrix_Gnn)[:, -1]
+    else:
+        values_G = matrix_Gnn.new_tensor(
+            [_lanczos(m.cpu().numpy()) for m in matrix_Gnn]
+        )
+    return torch.where(finite_G, values_G, torch.nan)
+
+
+def _lanczos(matrix_nn: np.ndarray) -> float:
+    if not matrix_nn.any():
+        return 0.0
     # A random start has a part along the leading eigenvector; a fixed one makes two
     # measurements agree to the bit.
     start = np.random.default_rng(0).standard_normal(len(matrix_nn))
-    values = eigsh(
-        matrix_nn.cpu().numpy(), 1, which="LA", v0=start, return_eigenvectors=False
+    return float(
+        eigsh(matrix_nn, 1, which="LA", v0=start, return_eigenvectors=False)[0]
     )
-    return matrix_nn.new_tensor(float(values[0]))
 
 
-def _examples_channels_positions(x: Tensor, channel_dim: int) -> Tensor:
+def examples_channels_positions(x: Tensor, channel_dim: int) -> Tensor:
+    """Return a tensor as `(B, C, P)`, a view where its memory allows it."""
     if x.ndim < 2:
         return x.reshape(-1, 1, 1)
     if channel_dim in (-1, x.ndim - 1):
