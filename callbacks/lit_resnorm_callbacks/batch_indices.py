@@ -23,6 +23,7 @@ class BatchIndices:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._recorded: _Recorded | None = None
         self._put_back: Callable[[], None] | None = None
 
     def watch(self, trainer: Trainer) -> None:
@@ -37,7 +38,7 @@ class BatchIndices:
         def recorded(dataloader: object) -> object:
             dataloader = process(dataloader)
             if trainer.training and isinstance(dataloader, DataLoader):
-                _record(dataloader)
+                self._record(dataloader)
             return dataloader
 
         strategy.process_dataloader = recorded
@@ -78,7 +79,19 @@ class BatchIndices:
         loader: Any = trainer.train_dataloader
         if hasattr(loader, "batch_indices"):
             return [int(index) for index in loader.batch_indices()]
-        return _indices(_source(loader)[1].given.popleft())
+        if self._recorded is None or not self._recorded.given:
+            raise ValueError(
+                f"{self.name}: a batch came that no sampler of the loader had named"
+            )
+        return _indices(self._recorded.given.popleft())
+
+    def _record(self, loader: DataLoader[Any]) -> None:
+        if isinstance(loader.dataset, IterableDataset):
+            return
+        name = "sampler" if loader.batch_sampler is None else "batch_sampler"
+        self._recorded = _Recorded(getattr(loader, name))
+        # DataLoader refuses to have it set, lest the loader's options contradict it.
+        vars(loader)[name] = self._recorded
 
 
 class _Recorded:
@@ -101,19 +114,6 @@ class _Recorded:
         for key in self.batches:
             given.append(key)
             yield key
-
-
-def _source(loader: DataLoader[Any]) -> tuple[str, Any]:
-    """Return where a loader keeps what names its batches, and that."""
-    name = "sampler" if loader.batch_sampler is None else "batch_sampler"
-    return name, getattr(loader, name)
-
-
-def _record(loader: DataLoader[Any]) -> None:
-    name, batches = _source(loader)
-    if not isinstance(loader.dataset, IterableDataset):
-        # DataLoader refuses to have it set, lest the loader's options contradict it.
-        vars(loader)[name] = _Recorded(batches)
 
 
 def _indices(key: Any) -> list[int]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lit_resnorm.measures.observe import Reduce, num_rows, take_rows
+from lit_resnorm_callbacks.probe_batch import fixed_batch
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,75 @@ class LeftOut:
         self._rows = pytree.tree_map(
             lambda x: x.to(device) if isinstance(x, Tensor) else x, state_dict["rows"]
         )
+
+
+def choose(
+    num: int, removed: list[int] | None, seed: int, size: int, name: str
+) -> list[int]:
+    """Return the indices of the examples to leave out of a training set.
+
+    Args:
+        num: How many.
+        removed: The indices, where they are given.
+        seed: Seed of the draw, where they aren't.
+        size: Size of the training set.
+        name: The probe's name, for messages.
+
+    Raises:
+        ValueError: If the set has too few examples, or lacks one of the indices.
+    """
+    if removed is None:
+        if num > size:
+            raise ValueError(
+                f"{name}: num_twins is {num}, and the training set holds {size}"
+                " examples"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randperm(size, generator=generator)[:num].tolist()
+    if wrong := [index for index in removed if not 0 <= index < size]:
+        raise ValueError(
+            f"{name}: removed names {wrong}, and the training set holds the examples 0"
+            f" to {size - 1}"
+        )
+    return removed
+
+
+def drawn_instead(
+    trainer: Trainer,
+    module: LightningModule,
+    num: int,
+    *,
+    seed: int,
+    probed: int,
+    name: str,
+    dataloader: Any = None,
+) -> Any:
+    """Return a batch of validation examples to put in the place of those left out.
+
+    They are drawn from those that follow the probe batch, where there are enough.
+
+    Args:
+        trainer: A running trainer.
+        module: Its module.
+        num: How many.
+        seed: Seed of the draw.
+        probed: Size of the probe batch, if it comes from the same loader.
+        name: The probe's name, for messages.
+        dataloader: A loader to read from; None: the validation loader.
+
+    Raises:
+        ValueError: If there are too few.
+    """
+    pool = fixed_batch(trainer, module, probed + num, name=name, dataloader=dataloader)
+    size = num_rows(pool)
+    if size < num:
+        raise ValueError(
+            f"{name}: replace needs {num} validation examples, and there are {size}"
+        )
+    first = min(probed, size - num)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(size - first, generator=generator)[:num]
+    return take_rows(pool, first + order)
 
 
 def joined(batches: list[Any]) -> Any:

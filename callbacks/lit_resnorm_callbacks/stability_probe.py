@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from lit_resnorm.measures.copies import Copies
-from lit_resnorm.measures.observe import Reduce, num_rows, take_rows
+from lit_resnorm.measures.influence import influence_copies
+from lit_resnorm.measures.observe import Reduce
 from lit_resnorm.measures.sites import Site
-from lit_resnorm.measures.stability import Stability, stability
-from lit_resnorm.measures.twin_losses import losses_at
+from lit_resnorm.measures.twins import trained_parameters
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
 from lit_resnorm_callbacks.batch_indices import BatchIndices
 from lit_resnorm_callbacks.cadence import steps_taken
 from lit_resnorm_callbacks.destinations import TakesTables
-from lit_resnorm_callbacks.left_out import LeftOut
-from lit_resnorm_callbacks.probe_batch import fixed_batch
+from lit_resnorm_callbacks.example_losses import LossFn, losses_of
+from lit_resnorm_callbacks.left_out import LeftOut, choose, drawn_instead
 from lit_resnorm_callbacks.ranks import measured_together
 from lit_resnorm_callbacks.twin_training import TwinTraining
+from lit_resnorm_callbacks.twin_values import COLUMNS, twin_values
 
-LossFn = Callable[[Any, Any], Tensor]
-
-_TARGETS = ("target", "targets", "label", "labels", "y")
-_STATE = ("left_out", "training")
-_COLUMNS = ["removed", "first_step", "eps_hyp", "signed", "distance", "diverged"]
+METHODS = ("twins", "influence")
 
 
 class StabilityProbe(Probe):
@@ -64,7 +59,9 @@ class StabilityProbe(Probe):
         num_twins: Number of twins K.
         removed: Indices of the training examples to leave out; None: drawn by `seed`.
         seed: Seed of the draws.
-        method: `twins`.
+        method: `twins` trains them. `influence` estimates at each measurement where
+            training without an example would end, without twins (see
+            :func:`~lit_resnorm.measures.influence.influence_copies`).
         replace: Put another validation example in the place of each.
         bn_excludes_removed: Run a twin on the batch without its example; else on all of
             it, with no weight on that example. Networks with random numbers and
@@ -72,6 +69,7 @@ class StabilityProbe(Probe):
             the run's.
         loss_fn: Takes output and target and returns the loss of each example; None:
             the module's own `losses`, else cross entropy.
+        damping: Added to the Gauss-Newton matrix of `influence`, with any weight decay.
         name: Prefix of the logged names.
         cadence: Optimizer steps between measurements; twins train at every step.
         num_examples: Size of the probe batch, over all ranks.
@@ -92,6 +90,7 @@ class StabilityProbe(Probe):
         bn_excludes_removed: bool = True,
         loss_fn: LossFn | None = None,
         *,
+        damping: float = 1e-2,
         name: str = "stability",
         cadence: Cadence | int = 100,
         num_examples: int = 256,
@@ -99,19 +98,6 @@ class StabilityProbe(Probe):
         **options: Any,
     ) -> None:
         super().__init__(name, cadence, num_examples, **options)
-        if method not in ("twins",):
-            raise ValueError(f"method is {method!r}; it must be one of twins")
-        if self.norm_mode == "train":
-            raise ValueError(
-                f"norm_mode is {self.norm_mode!r}; a loss on one example alone has no"
-                " batch statistics: use frozen or eval"
-            )
-        if removed is not None and (not removed or len({*removed}) < len(removed)):
-            raise ValueError(f"removed is {removed}; give different indices")
-        if num_twins < 1:
-            raise ValueError(f"num_twins is {num_twins}; it must be at least 1")
-        if memory < 1:
-            raise ValueError(f"memory is {memory}; it must be at least 1 byte")
         self.removed = removed
         self.num_twins = num_twins if removed is None else len(removed)
         self.seed = seed
@@ -119,27 +105,51 @@ class StabilityProbe(Probe):
         self.replace = replace
         self.bn_excludes_removed = bn_excludes_removed
         self.loss_fn = loss_fn
+        self.damping = damping
         self.memory = memory
+        self._check_options()
         self._indices = BatchIndices(self.name)
-        self._left_out: LeftOut | None = None
+        # Which examples is known from the start of a training on.
+        self._left_out = LeftOut([-1] * self.num_twins)
         self._training: TwinTraining | None = None
         self._copies: Copies | None = None
         self._module: LightningModule | None = None
+        self._trained: list[str] = []
+        self._num_train = 0
         self._saved: dict[str, Any] = {}
-        self._forked: list[int] = []
-        self._train_batch: Any = None
+        self._batch_in_hand: Any = None
+        self._under_way = False
         self._broken: str | None = None
         self._rows: list[list[Any]] = []
+
+    def _check_options(self) -> None:
+        removed = self.removed
+        if self.method not in METHODS:
+            raise ValueError(
+                f"method is {self.method!r}; it must be one of {', '.join(METHODS)}"
+            )
+        if self.method == "influence" and self.replace:
+            raise ValueError("replace needs method='twins'; it is 'influence'")
+        if self.norm_mode == "train":
+            raise ValueError(
+                f"norm_mode is {self.norm_mode!r}; a loss on one example alone has no"
+                " batch statistics: use frozen or eval"
+            )
+        if removed is not None and (not removed or len({*removed}) < len(removed)):
+            raise ValueError(f"removed is {removed}; give different indices")
+        for option in ("num_twins", "memory", "damping"):
+            if getattr(self, option) <= 0:
+                raise ValueError(
+                    f"{option} is {getattr(self, option)}; it must be positive"
+                )
 
     def losses(self, module: Any, batch: Any) -> Tensor:
         """Return the loss of each example of a batch, shape `(B,)`."""
         output = self.forward_fn(module, batch)
-        loss_fn = self.loss_fn or getattr(module, "losses", None) or _cross_entropies
-        losses = loss_fn(output, _target(batch))
-        return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+        return losses_of(module, output, batch, self.loss_fn)
 
     def twin_state_dict(self, i: int) -> dict[str, Tensor]:
-        """Return the weights of the twin without `removed[i]`, as a state dict.
+        """Return the state dict of the module without the i-th example left out.
 
         Raises:
             ValueError: If there is no such twin, or no run.
@@ -148,12 +158,9 @@ class StabilityProbe(Probe):
             raise ValueError("twin_state_dict: there was no run")
         if not 0 <= i < self.num_twins:
             raise ValueError(f"twin {i} isn't one of the {self.num_twins} twins")
+        own = self._copies.weights(i) if self._copies else {}
         state = self._module.state_dict()
-        forked = self._training.forked if self._training else self._forked
-        if self._copies is not None and i in forked:
-            own = self._copies.weights(i)
-            state |= {name: own[name] for name in state if name in own}
-        return {name: value.clone() for name, value in state.items()}
+        return {n: (own[n] if n in own else v).clone() for n, v in state.items()}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what can't work, and see that batches' indices are kept."""
@@ -163,54 +170,48 @@ class StabilityProbe(Probe):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the examples, make the twins, and measure if that is asked for."""
-        self._indices.release()
-        self._left_out = LeftOut(self._choose(self._indices.num_examples(trainer)))
-        self._training = TwinTraining(
-            trainer,
-            pl_module,
-            self.losses,
-            self.num_twins,
-            replacements=self._replacements(trainer, pl_module),
-            keep_in_norms=not self.bn_excludes_removed,
-            memory=self.memory,
-            name=self.name,
-        )
-        self._copies = self._training.twins
-        if self._saved:
-            self._left_out.load_state_dict(self._saved["left_out"], pl_module.device)
-            self._training.load_state_dict(self._saved["training"])
+        self._broken, self._under_way = None, False
+        self._num_train = size = self._indices.num_examples(trainer)
+        removed = choose(self.num_twins, self.removed, self.seed, size, self.name)
+        self._left_out = LeftOut(removed)
+        self._training = self._copies = None
+        if self.method == "twins":
+            self._training = self._train_twins(trainer, pl_module)
+            self._copies = self._training.twins
+        else:
+            self._trained = trained_parameters(pl_module, trainer.optimizers[0])
+        self._go_on(pl_module)
         super().on_train_start(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Fork the twins whose examples this batch is the first to hold."""
-        self._train_batch = batch
-        training, left_out = self._active(), self._left_out
+        self._batch_in_hand = batch
+        step = steps_taken(trainer)
 
         def begin(reduce: Reduce) -> None:
             indices = self._indices.current(trainer)
-            step = steps_taken(trainer)
-            hits = left_out.find(trainer, batch, indices, step, reduce)
-            training.begin(trainer, hits, batch_idx)
+            hits = self._left_out.find(trainer, batch, indices, step, reduce)
+            if self._training is not None:
+                self._training.begin(trainer, hits, batch_idx)
 
         self._guarded(trainer, begin)
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        """Compare losses, before the first step."""
-        training = self._active()
-        if not training.rehearsed:
-            measured_together(
-                trainer, lambda _: training.compare(trainer, self._train_batch, loss)
-            )
+        """Before the first step, see that the twins' loss is the run's."""
+        training, batch = self._training, self._batch_in_hand
+        if training is not None and not training.rehearsed:
+            measured_together(trainer, lambda _: training.compare(trainer, batch, loss))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Take over the settings of the run's step."""
-        self._active().before_step(optimizer)
+        if self._training is not None:
+            self._training.before_step(optimizer)
 
     def on_train_batch_end(
         self,
@@ -221,22 +222,20 @@ class StabilityProbe(Probe):
         batch_idx: int,
     ) -> None:
         """Train the twins on this batch, and measure if the cadence says so."""
-        self._train_batch = None
-        training = self._active()
-        self._guarded(trainer, lambda reduce: training.end(trainer, batch, reduce))
+        self._batch_in_hand = None
+        if (training := self._training) is not None:
+            self._guarded(trainer, lambda reduce: training.end(trainer, batch, reduce))
+        self._under_way = True
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the trained weights, and log the table of twins."""
         super().on_train_end(trainer, pl_module)
+        step = self._last_step
         for logger in trainer.loggers:
-            if isinstance(logger, TakesTables) and self._last_step is not None:
-                logger.log_table(
-                    f"{self.name}/twins",
-                    columns=_COLUMNS,
-                    data=self._rows,
-                    step=self._last_step,
-                )
+            if isinstance(logger, TakesTables) and step is not None:
+                table = {"columns": COLUMNS, "data": self._rows, "step": step}
+                logger.log_table(f"{self.name}/twins", **table)
 
     def teardown(
         self, trainer: Trainer, pl_module: LightningModule, stage: str
@@ -253,30 +252,25 @@ class StabilityProbe(Probe):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the twins, and which examples they lack and have seen."""
-        state = super().state_dict()
-        if self._training is None or self._left_out is None:
-            return state | self._saved
-        return state | {
+        return super().state_dict() | {
             "left_out": self._left_out.state_dict(),
-            "training": self._training.state_dict(),
+            "twins": None if self._copies is None else self._copies.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         super().load_state_dict(state_dict)
-        self._saved = {k: state_dict[k] for k in _STATE if k in state_dict}
+        self._saved = state_dict
 
     def prepare(self, module: LightningModule, sites: tuple[Site, ...]) -> None:
         """Take the twins of a checkpoint where there is no training."""
         self._module = module
-        if self._training is None and self._saved:
-            saved = self._saved["training"]
-            twins = saved["twins"]
-            self._left_out = LeftOut(self._saved["left_out"]["removed"])
-            self._left_out.load_state_dict(self._saved["left_out"], module.device)
+        if not self._saved:
+            return
+        self._left_out = LeftOut(self._saved["left_out"]["removed"])
+        if twins := self._saved["twins"]:
             self._copies = Copies(module, twins["params"], len(twins["finite"]))
-            self._copies.load_state_dict(twins)
-            self._forked = saved["forked"]
+        self._go_on(module)
 
     def measure(
         self, module: LightningModule, batch: Batch, reduce: Reduce
@@ -288,170 +282,80 @@ class StabilityProbe(Probe):
         """
         if self._broken is not None:
             raise RuntimeError(self._broken)
-        seen = self._left_out.seen if self._left_out is not None else []
-        forked, diverged, distance_K = self._state_of_twins(module, reduce)
-        healthy = [k for k in forked if k not in diverged]
-        own = [self._copies.weights(k) for k in healthy] if self._copies else []
-        test_MZ, own_MS = losses_at(
+        if self.method == "influence" and self._left_out.seen:
+            self._copies = self._estimate(module, batch, reduce)
+        values, self._rows = twin_values(
             module,
             self.losses,
-            [{}, *own],
             batch,
-            self._left_out.examples() if seen else None,
+            self._left_out,
+            self._copies,
             norm_mode=self.norm_mode,
             reduce=reduce,
-            rank=module.global_rank,
         )
-        # A twin that isn't forked is the run; one that diverged counts for nothing.
-        twin_KZ = test_MZ[:1].repeat(self.num_twins, 1)
-        own_K = test_MZ.new_zeros(self.num_twins)
-        own_K[seen] = own_MS[0]
-        twin_own_K = own_K.clone()
-        for row, k in enumerate(healthy, 1):
-            twin_KZ[k] = test_MZ[row]
-            twin_own_K[k] = own_MS[row, seen.index(k)]
-        twin_KZ[diverged] = torch.nan
-        result = stability(test_MZ[0], twin_KZ, own_K, twin_own_K)
-        self._rows = self._table(result, distance_K)
-        values = _values(result, distance_K)
-        if seen:
-            values["generalization_gap"] = test_MZ[0].mean() - own_K[seen].mean()
         return values
 
-    def _state_of_twins(
-        self, module: LightningModule, reduce: Reduce
-    ) -> tuple[list[int], list[int], Tensor]:
-        """Return which twins are forked, which diverged, and all distances."""
-        copies = self._copies
-        if copies is None:
-            zeros_K = torch.zeros(self.num_twins, dtype=torch.float64)
-            return [], [], zeros_K.to(module.device)
-        diverged_K = reduce((~copies.finite).double()) > 0
-        distance_K = copies.distances()
-        forked = self._training.forked if self._training else self._forked
-        same = [k for k in range(self.num_twins) if k not in forked]
-        distance_K[same] = 0.0
-        return sorted(forked), diverged_K.nonzero()[:, 0].tolist(), distance_K
-
-    def _table(self, result: Stability, distance_K: Tensor) -> list[list[Any]]:
-        left_out = self._left_out
-        if left_out is None:
-            return []
-        columns = (result.twin_eps_hyp, result.twin_signed, distance_K)
-        numbers = torch.stack(columns).T.tolist()
-        diverged = (~result.finite).tolist()
-        return [
-            [*row]
-            for row in zip(
-                left_out.removed,
-                left_out.first_steps,
-                *zip(*numbers, strict=True),
-                diverged,
-                strict=True,
+    def _train_twins(self, trainer: Trainer, module: LightningModule) -> TwinTraining:
+        instead = None
+        if self.replace:
+            instead = drawn_instead(
+                trainer,
+                module,
+                self.num_twins,
+                seed=self.seed,
+                probed=self.num_examples if self._given["batch"] is None else 0,
+                name=self.name,
+                dataloader=self._given["dataloader"],
             )
-        ]
-
-    def _choose(self, size: int) -> list[int]:
-        """Return the indices of the examples to leave out of a set of this size."""
-        if self.removed is None:
-            if self.num_twins > size:
-                raise ValueError(
-                    f"{self.name}: num_twins is {self.num_twins}, and the training set"
-                    f" holds {size} examples"
-                )
-            generator = torch.Generator().manual_seed(self.seed)
-            return torch.randperm(size, generator=generator)[: self.num_twins].tolist()
-        if wrong := [i for i in self.removed if not 0 <= i < size]:
-            raise ValueError(
-                f"{self.name}: removed names {wrong}, and the training set holds the"
-                f" examples 0 to {size - 1}"
-            )
-        return self.removed
-
-    def _replacements(self, trainer: Trainer, module: LightningModule) -> Any:
-        """Return a validation example for each twin, none of the probe batch if so."""
-        if not self.replace:
-            return None
-        probed = self.num_examples if self._given["batch"] is None else 0
-        pool = fixed_batch(
+        return TwinTraining(
             trainer,
             module,
-            probed + self.num_twins,
+            self.losses,
+            self.num_twins,
+            replacements=instead,
+            keep_in_norms=not self.bn_excludes_removed,
+            memory=self.memory,
             name=self.name,
-            dataloader=self._given["dataloader"],
         )
-        num = num_rows(pool)
-        if num < self.num_twins:
-            raise ValueError(
-                f"{self.name}: replace needs {self.num_twins} validation examples, and"
-                f" there are {num}"
-            )
-        first = min(probed, num - self.num_twins)
-        generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(num - first, generator=generator)[: self.num_twins]
-        return take_rows(pool, first + order)
+
+    def _estimate(
+        self, module: LightningModule, batch: Batch, reduce: Reduce
+    ) -> Copies:
+        return influence_copies(
+            module,
+            self.forward_fn,
+            lambda output, of: losses_of(module, output, of, self.loss_fn),
+            self._trained,
+            batch,
+            self._left_out.examples(),
+            self._left_out.seen,
+            self.num_twins,
+            num_train=self._num_train,
+            damping=self.damping,
+            norm_mode=self.norm_mode,
+            reduce=reduce,
+        )
+
+    def _go_on(self, module: LightningModule) -> None:
+        """Take over what a checkpoint holds, once."""
+        saved, self._saved = self._saved, {}
+        if saved:
+            self._left_out.load_state_dict(saved["left_out"], module.device)
+            if self._copies is not None and saved["twins"] is not None:
+                self._copies.load_state_dict(saved["twins"])
 
     def _guarded(self, trainer: Trainer, work: Callable[[Reduce], None]) -> None:
-        """Do a part of the twins' training; give them up where it fails."""
+        """Do a part of the twins' training; give them up where it fails amid a run."""
         if self._broken is not None:
             return
         try:
             measured_together(trainer, work)
         except Exception as error:
-            if self.strict or not self._active().rehearsed:
+            if self.strict or not self._under_way:
                 raise
             self._broken = f"twins stopped: {type(error).__name__}: {error}"
-
-    def _active(self) -> TwinTraining:
-        if self._training is None:
-            raise RuntimeError("twins are trained in fit only")
-        return self._training
 
     def _release(self) -> None:
         self._indices.release()
         if self._training is not None:
             self._training.close()
-
-
-def _values(result: Stability, distance_K: Tensor) -> dict[str, Tensor]:
-    values = {
-        "eps_hyp": result.eps_hyp,
-        "eps_point": result.eps_point,
-        "eps_unif": result.eps_unif,
-        "replace_signed": result.replace_signed,
-        "distance": distance_K[result.finite].mean(),
-        "diverged": (~result.finite).sum(),
-    }
-    if len(distance_K) > 1:
-        values |= {
-            "eps_hyp/stderr": result.eps_hyp_stderr,
-            "eps_point/stderr": result.eps_point_stderr,
-            "eps_unif/stderr": result.eps_unif_stderr,
-            "replace_signed/stderr": result.replace_signed_stderr,
-        }
-    return values
-
-
-def _target(batch: Any) -> Any:
-    """Return the target in a batch: its second element, or a dict's by name."""
-    if isinstance(batch, Mapping):
-        for name in _TARGETS:
-            if name in batch:
-                return batch[name]
-        raise ValueError(
-            f"the batch has {', '.join(map(str, batch))}, and none of"
-            f" {', '.join(_TARGETS)} as its target: give the module losses(output,"
-            " target) and batches that are pairs"
-        )
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        return batch[1]
-    raise ValueError(f"a batch that is a {type(batch).__name__} has no target")
-
-
-def _cross_entropies(output: Any, target: Any) -> Tensor:
-    if not isinstance(output, Tensor) or not isinstance(target, Tensor):
-        raise ValueError(
-            f"no cross entropy of a {type(output).__name__} and a"
-            f" {type(target).__name__}: give loss_fn"
-        )
-    return F.cross_entropy(output, target, reduction="none")

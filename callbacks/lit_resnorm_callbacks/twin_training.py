@@ -60,7 +60,6 @@ class TwinTraining:
     ) -> None:
         _check_run(trainer, module, name)
         self.twins = Twins(module, trainer.optimizers[0], losses, num)
-        self.forked: set[int] = set()
         self._replacements = replacements
         self._keep = keep_in_norms
         self._memory = memory
@@ -88,7 +87,6 @@ class TwinTraining:
             # Ranks average their gradients, so each holds a share of the sum.
             scale = 1 / trainer.world_size if amid else None
             self.twins.fork(k, trainer.optimizers[0], scale)
-            self.forked.add(k)
         self._hits = hits
         self._random = RandomStates.now()
         self._awaits_forward = True
@@ -137,7 +135,7 @@ class TwinTraining:
         """Train the twins on the batch; step where the run has stepped."""
         self._awaits_forward = False
         hits = self._hits
-        if hits is None or not self.forked:
+        if hits is None or not self.twins.forked:
             return
         with undisturbed():
             for share in self._shares(hits, 1 / trainer.accumulate_grad_batches):
@@ -152,19 +150,9 @@ class TwinTraining:
             self.twins.drop_gradients()
             return
         self.twins.step(
-            self.forked,
             clip=lambda grads: _clip(trainer, grads),
             reduce=reduce if trainer.world_size > 1 else None,
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the twins and which of them are forked."""
-        return {"twins": self.twins.state_dict(), "forked": sorted(self.forked)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state."""
-        self.twins.load_state_dict(state_dict["twins"])
-        self.forked = set(state_dict["forked"])
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         if self._awaits_forward:
@@ -187,33 +175,33 @@ class TwinTraining:
 
         A twin that takes no row of any rank's batch is left out.
         """
-        groups: dict[int, list[tuple[int, list[float], list[int]]]] = defaultdict(list)
-        for k in sorted(self.forked):
+        groups: dict[int | None, list[tuple[int, list[float], list[int]]]]
+        groups = defaultdict(list)
+        for k in sorted(self.twins.forked):
             mine = hits.local[k]
+            left = hits.all_rows - hits.total[k]
+            rows = [r for r in range(hits.rows) if r not in mine]
+            size: int | None = len(rows)
             if self._replacements is not None:
-                left, rows = hits.all_rows, _replaced(hits.rows, mine, hits.rows + k)
-            else:
-                left = hits.all_rows - hits.total[k]
-                rows = [r for r in range(hits.rows) if r not in mine] if mine else []
-            if left == 0 or (mine and not rows):
+                left, size = hits.all_rows, hits.rows
+                rows = [hits.rows + k if r in mine else r for r in range(hits.rows)]
+            if not left:
                 continue
             weights = [scale / left]
             if self._keep and self._replacements is None:
-                weights = [0.0 if r in mine else weights[0] for r in range(hits.rows)]
-                rows = []
-            groups[len(rows)].append((k, weights, rows))
+                weights = [0.0 if r in mine else scale / left for r in range(hits.rows)]
+                size = None
+            if not mine:
+                size = None
+            groups[size].append((k, weights, rows))
         return [
             Share(
                 [k for k, _, _ in group],
                 torch.tensor([weights for _, weights, _ in group], dtype=torch.float64),
-                torch.tensor([rows for _, _, rows in group]) if size else None,
+                None if size is None else torch.tensor([rows for _, _, rows in group]),
             )
             for size, group in groups.items()
         ]
-
-
-def _replaced(num: int, mine: list[int], by: int) -> list[int]:
-    return [by if r in mine else r for r in range(num)] if mine else []
 
 
 def _clip(trainer: Trainer, grads: dict[str, Tensor]) -> None:

@@ -76,6 +76,8 @@ class Bound(nn.Module):
 class Copies:
     """K copies of some of a model's parameters, and of its buffers.
 
+    A copy that isn't forked yet is the model itself, whatever its rows hold.
+
     Args:
         model: The model.
         trained: Names of the parameters; the others are the model's own.
@@ -84,6 +86,7 @@ class Copies:
     Attributes:
         params: Parameters of the copies, shape `(K, ...)`, by name.
         buffers: Buffers, likewise.
+        forked: The copies that are no longer the model itself.
         finite: Whether all losses of a copy were finite so far, shape `(K,)`.
     """
 
@@ -93,28 +96,35 @@ class Copies:
         self.num = num
         self.params = {n: _stack(p, num) for n, p in self.originals.items()}
         self.buffers = {n: _stack(b, num) for n, b in model.named_buffers()}
+        self.forked: set[int] = set()
         device = next(iter(self.params.values())).device
         self.finite = torch.ones(num, dtype=torch.bool, device=device)
 
     def weights(self, member: int) -> dict[str, Tensor]:
         """Return one copy's parameters and buffers, by name."""
+        if member not in self.forked:
+            own = self.originals | dict(self.model.named_buffers())
+            return {name: value.detach() for name, value in own.items()}
         stacks = self.params | self.buffers
         return {name: stack[member] for name, stack in stacks.items()}
 
     @torch.no_grad()
     def distances(self) -> Tensor:
         """Return Euclidean distances to the model's parameters, float64, `(K,)`."""
-        total = torch.zeros_like(self.finite, dtype=torch.float64)
+        total_K = torch.zeros_like(self.finite, dtype=torch.float64)
         for name, value in self.originals.items():
             apart = (self.params[name] - value).double()
-            total += apart.reshape(self.num, -1).square().sum(1)
-        return total.sqrt()
+            total_K += apart.reshape(self.num, -1).square().sum(1)
+        same = [k for k in range(self.num) if k not in self.forked]
+        total_K[same] = 0.0
+        return total_K.sqrt()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the copies, and which stayed finite."""
+        """Return the copies, which of them are forked, and which stayed finite."""
         return {
             "params": dict(self.params),
             "buffers": dict(self.buffers),
+            "forked": sorted(self.forked),
             "finite": self.finite,
         }
 
@@ -124,6 +134,7 @@ class Copies:
         for kind, stacks in (("params", self.params), ("buffers", self.buffers)):
             for name, value in state_dict[kind].items():
                 stacks[name].copy_(value)
+        self.forked = set(state_dict["forked"])
         self.finite.copy_(state_dict["finite"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -99,7 +99,7 @@ class StackedOptimizer:
                     state[stack][key] = value.new_zeros(stack.shape)
                 state[stack][key][member] = value
 
-    def step(self, grads: dict[Tensor, Tensor], members: list[int]) -> None:
+    def step(self, grads: Mapping[Tensor, Tensor], members: Set[int]) -> None:
         """Take one step with these gradients.
 
         Args:
@@ -107,14 +107,13 @@ class StackedOptimizer:
                 out has none.
             members: The copies that take the step.
         """
-        chosen = set(members)
         for original, stack in self._stacks.items():
             grad = grads.get(original)
             if self._rows is None:
                 stack.grad = grad
                 continue
             for k, row in enumerate(self._rows[original]):
-                row.grad = grad[k] if grad is not None and k in chosen else None
+                row.grad = grad[k] if grad is not None and k in members else None
         self._optimizer.step()
         self._optimizer.zero_grad()
 

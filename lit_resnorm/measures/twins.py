@@ -5,37 +5,19 @@ Dimensions: K copies, B examples of a batch, R rows that a copy takes of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode
 
 from lit_resnorm.measures.copies import Bound, Copies, Losses, eager
-from lit_resnorm.measures.observe import Reduce, num_rows, take_rows
+from lit_resnorm.measures.observe import Reduce, take_rows
+from lit_resnorm.measures.rehearsal import Around, Rehearsal, rehearse
 from lit_resnorm.measures.stacked_optimizer import StackedOptimizer, check_elementwise
-
-Around = Callable[[], AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """What one forward pass of the model's own showed.
-
-    Attributes:
-        losses: The losses of the examples, shape `(B,)`.
-        draws: Whether the pass draws random numbers, as dropout does.
-        coupled: Whether batch norm couples the examples.
-    """
-
-    losses: Tensor
-    draws: bool
-    coupled: bool
 
 
 @dataclass(frozen=True)
@@ -46,7 +28,8 @@ class Share:
         members: The copies.
         weights: Factors of the examples' losses in the sum that is differentiated,
             shape `(K, R)`.
-        rows: Which rows of the batch each copy takes, shape `(K, R)`; None: all.
+        rows: Which rows of the batch each copy takes, shape `(K, R)`; None: all. With
+            R = 0 the copies take part in the step with what other ranks add.
     """
 
     members: list[int]
@@ -85,8 +68,8 @@ class Twins(Copies):
         )
         self._grads: dict[str, Tensor] = {}
         self._stepping: set[int] = set()
-        self.chunk = num
         self.vectorised = True
+        self.chunk = num
 
     @torch.no_grad()
     def fork(self, member: int, optimizer: Optimizer, grad_scale: float | None) -> None:
@@ -102,6 +85,7 @@ class Twins(Copies):
             self.params[name][member] = value
         for name, value in self.model.named_buffers():
             self.buffers[name][member] = value
+        self.forked.add(member)
         self._optimizer.fork(member, optimizer)
         if grad_scale is None:
             return
@@ -109,6 +93,20 @@ class Twins(Copies):
         for name, value in self.originals.items():
             if value.grad is not None:
                 self._grad(name)[member] += value.grad * grad_scale
+
+    def rehearse(
+        self, batch: Any, around: Around = nullcontext, memory: int = 1 << 30
+    ) -> Rehearsal:
+        """Return what a pass of the model's own shows; settle how the copies run.
+
+        They run in one vectorised pass where that works, in chunks whose activations
+        fit into `memory` bytes; else one after another.
+        """
+        seen = rehearse(self._bound, batch, around)
+        self.vectorised = seen.vectorisable
+        fitting = memory // max(seen.num_bytes, 1)
+        self.chunk = max(1, min(self.num, fitting)) if self.vectorised else 1
+        return seen
 
     def accumulate(
         self, batch: Any, share: Share, around: Around = nullcontext
@@ -120,6 +118,9 @@ class Twins(Copies):
             share: What some copies take of it.
             around: Context of each forward pass, which may set random states.
         """
+        self._stepping.update(share.members)
+        if share.rows is not None and not share.rows.shape[1]:
+            return
         start = 0
         while start < len(share.members):
             part = slice(start, start + self.chunk)
@@ -131,7 +132,6 @@ class Twins(Copies):
                 self.chunk //= 2
                 continue
             start += self.chunk
-        self._stepping.update(share.members)
 
     def follow(self, optimizer: Optimizer) -> None:
         """Take over the settings, such as the rate, of the model's next step."""
@@ -139,8 +139,6 @@ class Twins(Copies):
 
     def step(
         self,
-        members: Iterable[int],
-        *,
         clip: Callable[[dict[str, Tensor]], None],
         reduce: Reduce | None = None,
     ) -> None:
@@ -149,7 +147,6 @@ class Twins(Copies):
         A copy that trained on no example since the last step takes none.
 
         Args:
-            members: The copies that are forked.
             clip: Clips stacked gradients in place.
             reduce: Sums over ranks; None on one process.
         """
@@ -158,80 +155,20 @@ class Twins(Copies):
                 self._grads[name] = reduce(self._grad(name))
         with torch.no_grad():
             clip(self._grads)
-        forked = set(members)
-        if forked - self._stepping:
+        if self.forked - self._stepping:
             self._optimizer.split()
         grads: dict[Tensor, Tensor] = {
             self.originals[name]: grad for name, grad in self._grads.items()
         }
-        self._optimizer.step(grads, [*(self._stepping & forked)])
+        self._optimizer.step(grads, self._stepping)
         self.drop_gradients()
 
     def drop_gradients(self) -> None:
         """Forget the gradients since the last step."""
         self._grads, self._stepping = {}, set()
 
-    def rehearse(
-        self, batch: Any, around: Around = nullcontext, memory: int = 1 << 30
-    ) -> Rehearsal:
-        """Return what a pass with the model's own weights gives; settle how twins run.
-
-        They run one after another where a vectorised pass fails or gives other losses,
-        and in chunks whose activations fit into `memory`. Nothing is changed but the
-        random states.
-
-        Args:
-            batch: A batch.
-            around: Context of each forward pass, which may set random states.
-            memory: Bytes.
-
-        Raises:
-            ValueError: If there isn't one loss for each example.
-        """
-        params = {n: p.detach() for n, p in self.originals.items()}
-        buffers = {n: b.clone() for n, b in self.model.named_buffers()}
-        pair = {n: torch.stack([x, x]) for n, x in (params | buffers).items()}
-        leaves = {n: p.clone().requires_grad_() for n, p in params.items()}
-        with around(), _counted_bytes() as kept, eager(), _NormWatch() as norms:
-            before = _generator_states()
-            alone_B = self._bound.with_weights(leaves | buffers, batch)
-            draws = not torch.equal(before, _generator_states())
-        if alone_B.shape != (num_rows(batch),):
-            raise ValueError(
-                f"losses of {num_rows(batch)} examples have shape"
-                f" {tuple(alone_B.shape)}; there must be one for each"
-            )
-        self.chunk = max(1, min(self.num, memory // max(kept[0], 1)))
-        self.vectorised = self._is_vectorisable(batch, pair, alone_B.detach(), around)
-        if not self.vectorised:
-            self.chunk = 1
-        return Rehearsal(alone_B.detach(), draws, norms.coupled)
-
-    @torch.no_grad()
-    def _is_vectorisable(
-        self,
-        batch: Any,
-        pair: dict[str, Tensor],
-        alone_B: Tensor,
-        around: Around,
-    ) -> bool:
-        try:
-            with around(), eager():
-                together_KB = self._bound.for_each(pair, batch)
-        except Exception:
-            # Whatever a model does that vmap can't: the pass alone has just worked.
-            return False
-        tolerance = torch.finfo(alone_B.dtype).eps ** 0.75
-        return torch.allclose(
-            together_KB,
-            alone_B.expand(2, -1),
-            rtol=tolerance,
-            atol=tolerance,
-            equal_nan=True,
-        )
-
     def state_dict(self) -> dict[str, Any]:
-        """Return the copies, which stayed finite, and their optimizer's state."""
+        """Return the copies and their optimizer's state."""
         return super().state_dict() | {"optimizer": self._optimizer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -315,45 +252,3 @@ def clip_by_value(grads: Mapping[str, Tensor], max_value: float) -> None:
 def _cut(share: Share, part: slice) -> Share:
     rows = None if share.rows is None else share.rows[part]
     return Share(share.members[part], share.weights[part], rows)
-
-
-class _NormWatch(TorchFunctionMode):
-    """Sees whether a batch norm takes its statistics from the batch."""
-
-    coupled = False
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.batch_norm:
-            training = args[5] if len(args) > 5 else kwargs.get("training", False)
-            self.coupled |= bool(training)
-        return func(*args, **kwargs)
-
-
-def _generator_states() -> Tensor:
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_initialized():
-        states += torch.cuda.get_rng_state_all()
-    return torch.cat(states)
-
-
-@contextmanager
-def _counted_bytes() -> Iterator[list[int]]:
-    """Count the bytes of distinct tensors that autograd keeps for the backward pass."""
-    seen: set[int] = set()
-    total = [0]
-
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            total[0] += tensor.numel() * tensor.element_size()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield total

@@ -1,0 +1,206 @@
+"""Twins without training: what leaving an example out does to first order.
+
+Dimensions: K examples left out, B examples of the batch, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_resnorm.measures.copies import Bound, Copies
+from lit_resnorm.measures.observe import (
+    Reduce,
+    identity,
+    num_rows,
+    occupied,
+    take_rows,
+    untouched,
+)
+
+Matvec = Callable[[Tensor], Tensor]
+
+
+def influence_copies(
+    model: nn.Module,
+    forward: Callable[[nn.Module, Any], Tensor],
+    losses: Callable[[Tensor, Any], Tensor],
+    trained: Iterable[str],
+    batch: Any,
+    examples: Any,
+    seen: list[int],
+    num: int,
+    *,
+    num_train: int,
+    damping: float,
+    norm_mode: str = "frozen",
+    reduce: Reduce = identity,
+    tol: float = 1e-4,
+    max_products: int = 100,
+) -> Copies:
+    r"""Return copies of a model, moved to where training without an example would end.
+
+    .. math:: \theta^i - \theta = \frac1N (G + \lambda I)^{-1} \nabla l(\theta; z_i)
+
+    is the first step of Newton's method from a minimum of the mean training loss
+    towards that of the loss without z_i, with the Gauss-Newton matrix G of the batch
+    for the Hessian. An estimate: exact to order 1/N for a model that is linear in its
+    parameters, at the minimum, where the batch stands for the training set; it knows
+    neither the path of the training nor how far it has come.
+
+    Args:
+        model: The model, which is left as it was.
+        forward: Takes model and batch, returns outputs of shape `(B, ...)`.
+        losses: Takes outputs and batch, returns the loss of each example, `(B,)`.
+        trained: Names of the parameters that move.
+        batch: This rank's share of the examples that make G.
+        examples: The examples left out, the same on every rank.
+        seen: Which copy lacks each of them.
+        num: Number of copies K; the others stay the model itself.
+        num_train: Size N of the training set.
+        damping: lambda, in units of the eigenvalues of G, with any weight decay.
+        norm_mode: `frozen` or `eval`.
+        reduce: Sums over ranks.
+        tol: Relative residual at which a solution is good enough.
+        max_products: Products with G that one solution may take.
+
+    Raises:
+        ValueError: If the damping isn't positive.
+    """
+    if damping <= 0:
+        raise ValueError(f"damping is {damping}; it must be positive")
+    copies = Copies(model, trained, num)
+    names = list(copies.originals)
+    batch, empty = occupied(batch)
+    with untouched(model, norm_mode=norm_mode, reduce=reduce) as run:
+        leaves = [
+            p.detach().clone().requires_grad_() for p in copies.originals.values()
+        ]
+        bound = Bound(model, forward)
+
+        def output(of: Any) -> Tensor:
+            weights = dict(zip(names, leaves, strict=True))
+            return run(lambda: bound.with_weights(weights, of), empty=empty)
+
+        product = gauss_newton(
+            output(batch),
+            lambda out: losses(out, batch),
+            leaves,
+            0 if empty else num_rows(batch),
+            reduce,
+        )
+        empty = False
+        for place, k in enumerate(seen):
+            row = take_rows(examples, slice(place, place + 1))
+            loss = losses(output(row), row).sum()
+            grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+            step_P = conjugate_gradients(
+                lambda v_P: product(v_P) + damping * v_P,
+                _flat(grads, leaves),
+                tol=tol,
+                max_products=max_products,
+            )
+            _move(copies, k, step_P / num_train)
+    return copies
+
+
+def gauss_newton(
+    output: Tensor,
+    losses: Callable[[Tensor], Tensor],
+    leaves: list[Tensor],
+    count: int,
+    reduce: Reduce = identity,
+) -> Matvec:
+    r"""Return the product with the Gauss-Newton matrix of a mean loss.
+
+    .. math:: G = \frac1N \sum_n J_n^T \nabla_f^2 l_n J_n
+
+    from one kept graph of the outputs: J v as the derivative of the linear map
+    u -> J^T u, then the loss's Hessian, then J^T.
+
+    Args:
+        output: Outputs, with their graph.
+        losses: Takes outputs, returns the loss of each example.
+        leaves: The parameters, P numbers in all.
+        count: How many of this rank's rows count: all, or 0 for a dummy row.
+        reduce: Sums over ranks.
+    """
+    total = float(reduce(output.new_tensor([count], dtype=torch.float64)))
+    dual = torch.zeros_like(output, requires_grad=True)
+    pulled = torch.autograd.grad(
+        output, leaves, dual, create_graph=True, allow_unused=True
+    )
+    used = [(p, g) for p, g in zip(leaves, pulled, strict=True) if g is not None]
+    heads = output.detach().requires_grad_()
+    slope = torch.autograd.grad(losses(heads).sum(), heads, create_graph=True)[0]
+
+    def product(v_P: Tensor) -> Tensor:
+        parts = dict(zip(map(id, leaves), _split(v_P, leaves), strict=True))
+        along = torch.autograd.grad(
+            [g for _, g in used],
+            dual,
+            [parts[id(p)] for p, _ in used],
+            retain_graph=True,
+        )[0]
+        curved = torch.autograd.grad(slope, heads, along, retain_graph=True)[0]
+        back = torch.autograd.grad(
+            output, leaves, curved, retain_graph=True, allow_unused=True
+        )
+        return reduce(_flat(back, leaves) * bool(count)) / total
+
+    return product
+
+
+def conjugate_gradients(
+    matvec: Matvec, b_P: Tensor, *, tol: float, max_products: int
+) -> Tensor:
+    """Return an approximate solution of `A x = b`, A symmetric positive definite.
+
+    Args:
+        matvec: The product with A.
+        b_P: The right-hand side.
+        tol: Ends at a residual of `tol` times the norm of b.
+        max_products: Ends after so many products in any case.
+    """
+    x_P = torch.zeros_like(b_P)
+    r_P, direction_P = b_P.clone(), b_P.clone()
+    square = r_P @ r_P
+    goal = square * tol**2
+    for _ in range(max_products):
+        if not square > goal:
+            break
+        image_P = matvec(direction_P)
+        length = square / (direction_P @ image_P)
+        x_P += length * direction_P
+        r_P -= length * image_P
+        square, last = r_P @ r_P, square
+        direction_P = r_P + (square / last) * direction_P
+    return x_P
+
+
+def _flat(tensors: Iterable[Tensor | None], like: list[Tensor]) -> Tensor:
+    return torch.cat(
+        [
+            (torch.zeros_like(p) if t is None else t).detach().flatten()
+            for t, p in zip(tensors, like, strict=True)
+        ]
+    )
+
+
+def _split(v_P: Tensor, like: list[Tensor]) -> list[Tensor]:
+    parts = v_P.split([p.numel() for p in like])
+    return [part.view_as(p) for part, p in zip(parts, like, strict=True)]
+
+
+@torch.no_grad()
+def _move(copies: Copies, member: int, step_P: Tensor) -> None:
+    originals = copies.originals
+    steps = _split(step_P, [*originals.values()])
+    for (name, value), step in zip(originals.items(), steps, strict=True):
+        copies.params[name][member] = value + step
+    for name, value in copies.model.named_buffers():
+        copies.buffers[name][member] = value
+    copies.forked.add(member)
