@@ -68,13 +68,12 @@ def _by_step(
     curves: Curves, width: float, marker: str | None = None
 ) -> tuple[Figure, Axes]:
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
+    # No pyplot: nothing global, nothing to close.
     figure = Figure(figsize=(width, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: nothing global, nothing to close
     axes = figure.add_subplot()
     steps = sorted(curves)
     # The pale fifth of the map is left out: its lines are hard to see on white.

@@ -106,6 +106,12 @@ def test_transformer_layer_is_seen_inside_though_eval_mode_would_fuse_it():
     assert sum(name.endswith(".add") for name in found) == 2
 
 
+def test_parametrized_layers_are_leaves_and_their_parametrizations_no_sites():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    (site,) = sites_of(nn.Sequential(layer), torch.randn(2, 4))
+    assert (site.name, site.op) == ("000.0", "linear")
+
+
 def test_deep_nets_get_as_many_digits_as_are_needed():
     net = nn.Sequential(*(nn.Identity() for _ in range(1001)))
     found = names(net, torch.ones(2, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
@@ -13,6 +14,7 @@ from lit_resnorm_callbacks.records import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 
 @runtime_checkable
@@ -55,13 +57,24 @@ def send_figures(
     trainer: Trainer, step: int | None, figures: Mapping[str, Figure]
 ) -> None:
     """Log figures to the loggers that take images or figures."""
-    for logger in trainer.loggers:
-        add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
-        for key, figure in figures.items():
+    for key, figure in figures.items():
+        image = None
+        for logger in trainer.loggers:
+            experiment = getattr(logger, "experiment", None)
             if isinstance(logger, TakesImages):
-                logger.log_image(key, images=[figure], step=step)
-            elif add_figure is not None:
+                image = image or _drawn(figure)  # drawn once for all of them
+                logger.log_image(key, images=[image], step=step)
+            elif (add_figure := getattr(experiment, "add_figure", None)) is not None:
                 add_figure(key, figure, global_step=step)
+
+
+def _drawn(figure: Figure) -> Image:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba()))
 
 
 def to_host(

@@ -111,7 +111,7 @@ class _Tracer(Walk):
         )
 
     def entered(self, entry: int, args: Any, kwargs: Any) -> None:  # noqa: ARG002
-        if len(self.frames) > 1:
+        if len(self.frames) > 1 and not self._makes_weights(self.frames[-1][1]):
             self._parents.add(self.frames[-2][0])
 
     def left(
@@ -122,9 +122,9 @@ class _Tracer(Walk):
             if isinstance(leaf, Tensor) and id(leaf) not in self._origins:
                 self._note(leaf, ancestors, None)
         tensor = first_tensor(output)
-        if tensor is None:
+        if tensor is None or self._makes_weights(module):
             return
-        op = type(module).__name__.lower()
+        op = type(module).__name__.lower().removeprefix("parametrized")
         self._found[entry] = {
             "path": self._names[module] or op,
             "kind": _module_kind(module, op),
@@ -173,6 +173,10 @@ class _Tracer(Walk):
                 inherited = source_dim if same and name not in _REARRANGING else None
                 self._note(leaf, ancestors, _channel_dim_after(name, inherited))
         return output
+
+    def _makes_weights(self, module: nn.Module) -> bool:
+        # A parametrization is applied to the weights of its layer, not to the signal.
+        return ".parametrizations." in f".{self._names[module]}."
 
     def _origin(self, value: Any) -> _Origin | None:
         return self._origins.get(id(value)) if isinstance(value, Tensor) else None
