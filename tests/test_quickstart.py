@@ -1,0 +1,74 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_resnorm.offline_wandb import read_offline_wandb
+from lit_resnorm.run_files import read_run
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = [sys.executable, "train.py", "fit", "--config", "configs/quickstart.yaml"]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """The run directory of README's first command."""
+    root = tmp_path_factory.mktemp("quickstart")
+    command = [*COMMAND, "--trainer.default_root_dir", str(root)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "test/accuracy" in done.stdout
+    (path,) = (root / "quickstart").iterdir()
+    return path
+
+
+@pytest.fixture(scope="module", params=["run directory", "offline W&B"])
+def run(request, run_dir):
+    if request.param == "run directory":
+        return read_run(run_dir)
+    (run,) = read_offline_wandb(run_dir)
+    return run
+
+
+@pytest.mark.slow
+def test_the_quickstart_reaches_95_percent(run):
+    assert run.history["test/accuracy"].dropna().item() >= 0.95
+    assert run.summary["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_it_logs_loss_accuracy_and_the_rate_of_every_hidden_layer(run):
+    history = run.history.set_index("step")
+    steps = 15 * 21
+    assert history["train/loss"].count() == steps // 10
+    for key in ("val/loss", "val/accuracy", "train/accuracy"):
+        assert history[key].count() == 15
+    rates = [key for key in history if key.startswith("activation/rate/")]
+    blocks = run.config["depth"]
+    assert len(rates) == blocks
+    assert all(f"net.blocks.{i}." in key for i, key in enumerate(sorted(rates)))
+    for key in rates:
+        measured = history[key].dropna()
+        assert measured.index.tolist() == [0, 100, 200, 300, steps]
+        assert measured.between(0, 1).all()
+
+
+@pytest.mark.slow
+def test_it_logs_the_whole_config_once(run, run_dir):
+    assert run.config == read_run(run_dir).config
+    init = run.config["config"]["model"]["init_args"]
+    assert init["in_shape"] == [1, 8, 8]
+    assert run.config["variant"] == "LitResNetBN"
+    assert init["depth"] == run.config["depth"]
+    assert 2 * run.config["depth"] >= 10
