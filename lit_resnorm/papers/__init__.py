@@ -1,0 +1,1 @@
+"""The papers, reproduced: each figure and table an item that judges itself."""

@@ -1,0 +1,135 @@
+"""Excess loss of linear nets after a budget of steps (Table 2)."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lit_resnorm.papers.drawing import STYLES, legend, panels
+from lit_resnorm.papers.furusho2020.linear import (
+    LOG10,
+    VARIANTS,
+    classifier,
+    linear_blocks,
+    log_mu,
+    regression,
+)
+from lit_resnorm.papers.furusho2020.source import SOURCE
+from lit_resnorm.papers.item import (
+    Cell,
+    Check,
+    Item,
+    Row,
+    Settings,
+    between,
+    cell_seed,
+    grid,
+)
+from lit_resnorm.papers.training import Losses, fit_full_batch
+from lit_resnorm.theory import least_squares_loss
+
+__all__ = ["TABLE2"]
+
+
+def run(settings: Settings, cell: Cell, seed: int) -> list[Row]:
+    """Return the excess loss along one training."""
+    key = cell_seed(seed, "linear", cell["seed"])
+    x_ND, y_ND = regression(settings, key)
+    net = linear_blocks(cell["variant"], settings, cell["gain"], key)
+    losses = Losses(every=settings["every"])
+    start = log_mu(cell["variant"], net, x_ND) / LOG10
+    fit_full_batch(
+        classifier(net, "Adam", settings["lr"]),
+        x_ND,
+        y_ND,
+        settings["num_steps"] + 1,
+        callbacks=[losses],
+        precision="64-true",
+    )
+    infimum = float(least_squares_loss(x_ND.T, y_ND.T))
+    return [
+        {"step": row["step"], "excess": row["train"] - infimum, "log10_mu_0": start}
+        for row in losses.rows
+    ]
+
+
+def checks(curves: pd.DataFrame, settings: Settings) -> list[Check]:
+    """Judge Table 2."""
+    last = curves[curves.step == settings["num_steps"]]
+    final = last.groupby(["gain", "variant"]).excess.median()
+    at = f"excess loss after {settings['num_steps']} steps"
+    return [
+        between(f"{at}, res1, gain 0.5", final[0.5, "res1"], None, 1e-14, "D"),
+        between(f"{at}, res2, gain 0.5", final[0.5, "res2"], None, 1e-14, "D"),
+        between(f"{at}, mlp, gain 0.5", final[0.5, "mlp"], 0.1, None, "D"),
+        between(f"{at}, res2, gain 1", final[1.0, "res2"], None, 1e-2, "D"),
+        between(f"{at}, res1, gain 1", final[1.0, "res1"], 1e-2, None, "D"),
+        between(f"{at}, mlp, gain 1", final[1.0, "mlp"], 1e-2, None, "D"),
+    ]
+
+
+def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
+    """Draw Table 2."""
+    gains = settings["gains"]
+    drawing, axes = panels(
+        1,
+        len(gains),
+        title="Excess loss of linear nets under Adam (median and range over seeds)",
+        size=(4.2 * len(gains), 4.2),
+    )
+    for one, gain in zip(axes, gains, strict=True):
+        for variant in VARIANTS:
+            part = curves[(curves.gain == gain) & (curves.variant == variant)]
+            excess = part.groupby("step").excess
+            look = STYLES[variant]
+            low, high = excess.min().clip(lower=1e-18), excess.max().clip(lower=1e-18)
+            one.fill_between(low.index, low, high, color=look.colour, alpha=0.15, lw=0)
+            middle = excess.median().clip(lower=1e-18)
+            one.plot(
+                middle.index,
+                middle,
+                color=look.colour,
+                ls=look.dashes,
+                marker=look.marker,
+                markevery=max(1, len(middle) // 8),
+                markerfacecolor="white",
+                label=look.label,
+            )
+        one.set(yscale="log", xlabel="optimizer step", ylabel=r"excess loss $L - L^*$")
+        one.set_title(f"gain {gain}")
+    legend(drawing, axes)
+    return drawing
+
+
+TABLE2 = Item(
+    name="furusho2020.table2",
+    title="Excess loss of the three linear nets after a fixed budget",
+    source=f"{SOURCE}, Table 2 (caption)",
+    mark="A",
+    claim="Gradient methods converge linearly at the rate 1 - mu/beta, so the variants "
+    "with larger mu have the smaller excess loss after the same number of steps.",
+    differs="The literal content of the table isn't known: the budget, the optimizer "
+    "(Adam, 3e-3) and the bounds of the checks are this project's.",
+    scales={
+        name: {
+            "width": width,
+            "num_weights": 10,
+            "num_examples": num_examples,
+            "gains": [0.5, 1.0],
+            "num_seeds": num_seeds,
+            "lr": 3e-3,
+            "num_steps": 1500,
+            "every": 25,
+        }
+        for name, width, num_examples, num_seeds in (
+            ("small", 20, 200, 5),
+            ("full", 100, 1000, 20),
+        )
+    },
+    cells=lambda settings: grid(
+        gain=settings["gains"], variant=VARIANTS, seed=range(settings["num_seeds"])
+    ),
+    run=run,
+    checks=checks,
+    figure=figure,
+)
