@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lit_resnorm.classifier import LitClassifier
+from lit_resnorm.modules.classifier import LitClassifier
 from lit_resnorm.run_places import load_checkpoint
 
 VARIANT = "variant"

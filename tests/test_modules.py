@@ -14,7 +14,6 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from lit_resnorm.losses import EpochMeans
 from lit_resnorm.modules import (
     LitClassifier,
     LitMLP,
@@ -24,6 +23,7 @@ from lit_resnorm.modules import (
     LitSkipInit,
     LitSmoothResNet,
 )
+from lit_resnorm.modules.losses import EpochMeans
 
 
 class SkippingLoader(DataLoader):

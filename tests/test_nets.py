@@ -8,10 +8,10 @@ import yaml
 from torch.testing import assert_close
 
 from lit_resnorm import modules
-from lit_resnorm.layers import Style
 from lit_resnorm.nets import Net, stacked_net
-from lit_resnorm.staged import staged_net
-from lit_resnorm.tiny import tiny_net
+from lit_resnorm.nets.layers import Style
+from lit_resnorm.nets.staged import staged_net
+from lit_resnorm.nets.tiny import tiny_net
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "model"
 POST_TAPS = [

@@ -12,13 +12,13 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lit_resnorm.initialization import (
+from lit_resnorm.nets.initialization import (
     Draws,
     ScaledStandardization,
     fixup_std,
     pin_row_norm,
 )
-from lit_resnorm.layers import (
+from lit_resnorm.nets.layers import (
     ACTIVATIONS,
     Layer,
     ScalarBias,

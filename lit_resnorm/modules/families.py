@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lit_resnorm.classifier import LitClassifier
-from lit_resnorm.layers import Style
+from lit_resnorm.modules.classifier import LitClassifier
 from lit_resnorm.nets import stacked_net
-from lit_resnorm.staged import staged_net
+from lit_resnorm.nets.layers import Style
+from lit_resnorm.nets.staged import staged_net
 
 __all__ = ["IN_SHAPE", "NUM_CLASSES", "LitStack", "LitStaged", "Shape"]
 

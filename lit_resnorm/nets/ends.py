@@ -7,8 +7,8 @@ from math import prod
 
 from torch import nn
 
-from lit_resnorm.initialization import Draws
-from lit_resnorm.layers import (
+from lit_resnorm.nets.initialization import Draws
+from lit_resnorm.nets.layers import (
     ACTIVATIONS,
     Layer,
     Style,

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from lit_resnorm.families import LitStack, Shape
-from lit_resnorm.layers import choose
+from lit_resnorm.modules.families import LitStack, Shape
+from lit_resnorm.nets.layers import choose
 
 __all__ = [
     "LitFixup",

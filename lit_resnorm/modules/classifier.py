@@ -13,9 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lit_resnorm.layers import choose
-from lit_resnorm.losses import LOSSES, SUM_DTYPE, EpochMeans, example_losses
-from lit_resnorm.optimizers import default_optimizer, drop_step
+from lit_resnorm.modules.losses import LOSSES, SUM_DTYPE, EpochMeans, example_losses
+from lit_resnorm.modules.optimizers import default_optimizer, drop_step
+from lit_resnorm.nets.layers import choose
 
 __all__ = ["LitClassifier"]
 

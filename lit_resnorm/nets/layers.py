@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_resnorm.initialization import Draws
+from lit_resnorm.nets.initialization import Draws
 
 __all__ = [
     "ACTIVATIONS",

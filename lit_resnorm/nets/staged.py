@@ -6,10 +6,10 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_resnorm.blocks import Block, share
-from lit_resnorm.ends import checked_kernel, make_head, make_stem
-from lit_resnorm.initialization import Draws
-from lit_resnorm.layers import (
+from lit_resnorm.nets.blocks import Block, share
+from lit_resnorm.nets.ends import checked_kernel, make_head, make_stem
+from lit_resnorm.nets.initialization import Draws
+from lit_resnorm.nets.layers import (
     Layer,
     Style,
     choose,
@@ -18,7 +18,7 @@ from lit_resnorm.layers import (
     positive,
     weight_layer,
 )
-from lit_resnorm.nets import Net
+from lit_resnorm.nets.stacked import Net
 
 __all__ = ["Shortcut", "staged_net"]
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lit_resnorm.classifier import LitClassifier
-from lit_resnorm.families import NUM_CLASSES, LitStaged, Shape
-from lit_resnorm.layers import Style
-from lit_resnorm.tiny import tiny_net
+from lit_resnorm.modules.classifier import LitClassifier
+from lit_resnorm.modules.families import NUM_CLASSES, LitStaged, Shape
+from lit_resnorm.nets.layers import Style
+from lit_resnorm.nets.tiny import tiny_net
 
 __all__ = ["LitPreactResNet", "LitSharedResNet", "LitShortcutResNet", "LitTinyResNet"]
 

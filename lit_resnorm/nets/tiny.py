@@ -6,10 +6,10 @@ from functools import partial
 
 from torch import nn
 
-from lit_resnorm.blocks import Block
-from lit_resnorm.ends import checked_kernel, make_head
-from lit_resnorm.initialization import Draws
-from lit_resnorm.layers import (
+from lit_resnorm.nets.blocks import Block
+from lit_resnorm.nets.ends import checked_kernel, make_head
+from lit_resnorm.nets.initialization import Draws
+from lit_resnorm.nets.layers import (
     Layer,
     Style,
     choose,
@@ -17,8 +17,8 @@ from lit_resnorm.layers import (
     fan_in,
     weight_layer,
 )
-from lit_resnorm.nets import Net
-from lit_resnorm.staged import Shortcut
+from lit_resnorm.nets.stacked import Net
+from lit_resnorm.nets.staged import Shortcut
 
 __all__ = ["tiny_net"]
 
