@@ -43,6 +43,7 @@ def top_eigenpairs(
     tol: float = 1e-5,
     block: int = 1,
     precision: float = torch.finfo(torch.float64).eps,
+    min_products: int = 0,
     max_products: int = 1000,
 ) -> Eigenpairs:
     r"""Return the largest eigenvalues by Rayleigh-Ritz on a growing Krylov space.
@@ -67,6 +68,8 @@ def top_eigenpairs(
         block: Residuals that join the space at once: more where a product of a block
             costs little more than that of a vector.
         precision: Relative rounding of the products; residuals are not pressed below.
+        min_products: Go on up to these many products, as a gap estimated from few Ritz
+            values may hide an eigenvector that the start hardly contains.
         max_products: Stop after these many products, converged or not.
 
     Returns:
@@ -91,11 +94,14 @@ def top_eigenpairs(
         open_ = ~_within(ritz, norms, tol, precision)
         size = basis_DM.shape[1]
         whole = size == dim
-        done = k == wanted and (whole or (size > k and not bool(open_.any())))
+        done = k == wanted and (
+            whole or (size > max(k, min_products - 1) and not bool(open_.any()))
+        )
         if done or whole or size >= max_products:
             return Eigenpairs(ritz[:k], basis_DM @ rotation[:, :k], norms, size, done)
         room = min(block, dim - size, max_products - size)
-        grown_DB = _orthonormal(residual_DK[:, open_][:, :room], basis_DM)
+        grow = open_ if bool(open_.any()) else torch.ones_like(open_)
+        grown_DB = _orthonormal(residual_DK[:, grow][:, :room], basis_DM)
         if grown_DB.shape[1] == 0:  # an invariant space: go on from a fresh direction
             fresh = torch.randn(dim, 1, generator=noise, dtype=torch.float64)
             grown_DB = _orthonormal(fresh.to(basis_DM), basis_DM)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ class _Chunk:
     rows: slice
     output: Tensor
     head: Head
+    # Zero dual coefficients and the parameters' gradients as functions of them.
+    dual: Tensor | None = None
+    grads: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -39,8 +43,10 @@ class Products:
         examples: The probe batch.
         rows_at_once: Rows of one pass; all of them where rows depend on each other.
         keep_graphs: Whether the graphs of the forward passes are kept between products.
+        reverse_twice: Whether the way forth differentiates the way back, which is
+            linear in the dual vector, in reverse mode. Faster for small layers, slower
+            for convolutions, and for operations without a rule for forward mode.
         names: Parameters whose block is measured; all where empty.
-        count: Products formed so far.
     """
 
     network: Network
@@ -48,8 +54,8 @@ class Products:
     examples: Examples
     rows_at_once: int
     keep_graphs: bool
+    reverse_twice: bool = False
     names: tuple[str, ...] = ()
-    count: int = 0
     _graphs: list[_Chunk] = field(default_factory=list)
 
     def __call__(self, dual_DB: Tensor) -> Tensor:
@@ -62,7 +68,6 @@ class Products:
         return torch.stack([g.square().sum(dtype=torch.float64) for g in grads]).sum()
 
     def _product(self, dual_D: Tensor) -> Tensor:
-        self.count += 1
         shards = self.examples.shards
         grads = self._back(dual_D)
         if not shards.alone:
@@ -70,44 +75,6 @@ class Products:
             parts = flat.split([grad.numel() for grad in grads])
             grads = [p.view_as(g) for p, g in zip(parts, grads, strict=True)]
         return shards.gather(self._forth(grads)).flatten()
-
-    def start(self, num_vectors: int, seed: int = 0) -> Tensor:
-        r"""Return start vectors for the largest eigenvalues, shape `(D, B)`, float64.
-
-        The largest eigenvectors of a Fisher matrix are close to directions that all
-        examples share, so these are :math:`R^\top g` for random directions g of the
-        output, with some noise that keeps every eigenvector within reach.
-        """
-        examples = self.examples
-        noise = torch.Generator().manual_seed(seed)
-        mixed_DB = torch.randn(
-            examples.dim, num_vectors, generator=noise, dtype=torch.float64
-        )
-        columns = []
-        for own_D in mixed_DB.to(self.network.device).unbind(1):
-            shared = self._shared(noise)
-            columns.append(
-                shared / shared.norm().clamp_min(1e-300) + 0.3 * own_D / own_D.norm()
-            )
-        return torch.stack(columns, dim=1)
-
-    @torch.no_grad()
-    def _shared(self, generator: torch.Generator) -> Tensor:
-        examples = self.examples
-        shared = torch.zeros(
-            examples.num_rows,
-            examples.num_seeds,
-            dtype=torch.float64,
-            device=self.network.device,
-        )
-        direction: Tensor | None = None
-        for chunk in self._chunks():
-            if direction is None:
-                size = chunk.output.shape[1:]
-                direction = torch.randn(size, generator=generator).to(chunk.output)
-            same = direction.expand_as(chunk.output)
-            shared[chunk.rows] = chunk.head.collect(same).flatten(1).double()
-        return examples.shards.gather(shared).flatten()
 
     def _parameters(self) -> dict[str, Tensor]:
         everything = self.network.parameters
@@ -123,16 +90,19 @@ class Products:
         if self._graphs:
             yield from self._graphs
             return
-        num = self.examples.num_rows
-        for start in range(0, num, self.rows_at_once):
-            rows = slice(start, min(num, start + self.rows_at_once))
-            x = take_rows(self.examples.x, rows)
+        for rows, x in self._batches():
             with torch.enable_grad():
                 output = self.run(lambda x=x: self.network(x))
             chunk = _Chunk(rows, output, self.examples.head(output, rows))
             if self.keep_graphs:
                 self._graphs.append(chunk)
             yield chunk
+
+    def _batches(self) -> Iterator[tuple[slice, Any]]:
+        num = self.examples.num_rows
+        for start in range(0, num, self.rows_at_once):
+            rows = slice(start, min(num, start + self.rows_at_once))
+            yield rows, take_rows(self.examples.x, rows)
 
     def _back(self, dual_D: Tensor) -> list[Tensor]:
         parameters = list(self._parameters().values())
@@ -155,7 +125,6 @@ class Products:
             for t, p in zip(total, parameters, strict=True)
         ]
 
-    @torch.no_grad()
     def _forth(self, tangents: list[Tensor]) -> Tensor:
         examples = self.examples
         result = torch.zeros(
@@ -164,19 +133,57 @@ class Products:
             dtype=torch.float64,
             device=self.network.device,
         )
+        if not self.reverse_twice:
+            try:
+                self._forward_mode(tangents, result)
+                return result
+            except NotImplementedError:  # an operation without a rule for it
+                self.reverse_twice = True
+        self._reverse_mode(tangents, result)
+        return result
+
+    @torch.no_grad()
+    def _forward_mode(self, tangents: list[Tensor], result: Tensor) -> None:
+        named = zip(self._parameters().items(), tangents, strict=True)
         with forward_ad.dual_level():
-            dual = {
-                name: forward_ad.make_dual(p.detach(), t)
-                for (name, p), t in zip(
-                    self._parameters().items(), tangents, strict=True
-                )
-            }
-            for start in range(0, examples.num_rows, self.rows_at_once):
-                rows = slice(start, min(examples.num_rows, start + self.rows_at_once))
-                x = take_rows(examples.x, rows)
+            dual = {n: forward_ad.make_dual(p.detach(), t) for (n, p), t in named}
+            for rows, x in self._batches():
                 output = self.run(lambda x=x: self.network(x, dual))
                 primal, tangent = forward_ad.unpack_dual(output)
                 if tangent is not None:
-                    collected = examples.head(primal, rows).collect(tangent)
+                    collected = self.examples.head(primal, rows).collect(tangent)
                     result[rows] = collected.flatten(1).double()
-        return result
+
+    def _reverse_mode(self, tangents: list[Tensor], result: Tensor) -> None:
+        parameters = self._parameters()
+        named = dict(zip(parameters, tangents, strict=True))
+        for chunk in self._chunks():
+            if chunk.dual is None:
+                shape = (*self.examples.slots[chunk.rows].shape, -1)
+                zeros = chunk.output.new_zeros(
+                    self.examples.num_seeds * chunk.output.shape[0]
+                )
+                chunk.dual = zeros.view(shape).requires_grad_()
+                grads = torch.autograd.grad(
+                    chunk.output,
+                    list(parameters.values()),
+                    chunk.head.spread(chunk.dual),
+                    create_graph=True,
+                    allow_unused=True,
+                )
+                chunk.grads = [
+                    p.new_zeros(()) if g is None else g
+                    for g, p in zip(grads, parameters.values(), strict=True)
+                ]
+            pairs = [
+                (grad, tangent)
+                for grad, tangent in zip(chunk.grads, named.values(), strict=True)
+                if grad.requires_grad
+            ]
+            (out,) = torch.autograd.grad(
+                [grad for grad, _ in pairs],
+                chunk.dual,
+                [tangent for _, tangent in pairs],
+                retain_graph=self.keep_graphs,
+            )
+            result[chunk.rows] = out.flatten(1).double()

@@ -21,6 +21,7 @@ from lit_resnorm.measures.fisher.network import Forward, Network
 from lit_resnorm.measures.fisher.recorder import Recorder
 from lit_resnorm.measures.fisher.shards import Shards
 from lit_resnorm.measures.fisher.sweep import Examples, Sweep
+from lit_resnorm.measures.fisher.uses import Convolution
 from lit_resnorm.measures.observe import (
     NormMode,
     Passes,
@@ -108,8 +109,15 @@ class Measurement:
         keep = self.coupled or rows * size <= max(self.memory, 2**30)
         if not keep:
             rows = max(1, self.memory // size)
+        small = not any(isinstance(use, Convolution) for use in self.sweep.traced)
         return Products(
-            self.sweep.network, self.sweep.run, self.examples, rows, keep, names
+            self.sweep.network,
+            self.sweep.run,
+            self.examples,
+            rows,
+            keep,
+            reverse_twice=small,
+            names=names,
         )
 
 

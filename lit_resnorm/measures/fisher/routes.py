@@ -16,6 +16,7 @@ from lit_resnorm.measures.fisher.gram import gram_matrix, parameter_matrix
 from lit_resnorm.measures.fisher.layers import Block, Leavings
 from lit_resnorm.measures.fisher.measurement import Measurement
 from lit_resnorm.measures.fisher.result import FisherSpectrum
+from lit_resnorm.measures.fisher.stores import Store, block_product
 from lit_resnorm.measures.spectra import Eigenpairs, top_eigenpairs
 
 Layers = Mapping[str, tuple[Block, ...]]
@@ -187,6 +188,37 @@ def _top_pairs(matrix: Tensor, wanted: Wanted) -> Eigenpairs:
     )
 
 
+def cold_start(of: Measurement, num_vectors: int) -> Tensor:
+    """Return start vectors for the largest eigenvalues, shape `(D, B)`, float64.
+
+    They are the largest eigenvectors of the last layer's block, whose Gram matrix is
+    nearly free and resembles that of the whole, with noise that keeps every eigenvector
+    within reach.
+    """
+    noise = torch.Generator().manual_seed(0)
+    mixed_DB = torch.randn(
+        of.examples.dim, num_vectors, generator=noise, dtype=torch.float64
+    ).to(of.sweep.network.device)
+    mixed_DB /= mixed_DB.norm(dim=0)
+    last = [block for block in of.sweep.blocks if block.places][-1:]
+    if of.coupled or not last:
+        return mixed_DB
+    store = Store(last[0], of.sweep)
+    of.sweep(last, lambda _, left: store.keep(left))
+    kept = store.kept(of.examples.shards)
+    if kept.left is not None and not kept.left.is_floating_point():
+        return mixed_DB
+    pairs = top_eigenpairs(
+        lambda dual_DB: block_product(kept, dual_DB),
+        mixed_DB,
+        num_vectors,
+        tol=0.1,
+        block=num_vectors,
+        precision=torch.finfo(kept.rows.dtype).eps,
+    )
+    return pairs.vectors + 0.1 * mixed_DB
+
+
 def _from_products(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpectrum:
     blocks = of.sweep.blocks
     traces = block_traces(of, blocks) if wanted.trace else {}
@@ -196,14 +228,16 @@ def _from_products(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpe
         k = min(wanted.num_eigenvalues or 0, of.examples.dim)
         whole = not names
         start = wanted.start if whole and wanted.start is not None else None
-        if start is None or start.shape[0] != of.examples.dim:
-            start = products.start(min(k, of.examples.num_coefficients))
+        cold = start is None or start.shape[0] != of.examples.dim
+        if start is None or cold:
+            start = cold_start(of, k)
         pairs = top_eigenpairs(
             products,
             start.to(of.sweep.network.device, torch.float64),
             k,
             tol=wanted.tol,
             precision=torch.finfo(of.sweep.network.dtype).eps,
+            min_products=k + (3 if cold else 1),
         )
         keep = _nonzero(of, pairs.values)
         return FisherSpectrum(

@@ -36,6 +36,25 @@ class Kept:
     left: Tensor | None
 
 
+def block_product(kept: Kept, dual_DB: Tensor) -> Tensor:
+    """Return the product of a block's Gram matrix with dual vectors, float64.
+
+    Args:
+        kept: The block's store; with gradients `(N, K, P)`, or with inputs that are no
+            indices.
+        dual_DB: Shape `(D, B)`.
+    """
+    vectors = dual_DB.to(kept.rows)
+    if kept.left is None:
+        rows_DP = kept.rows.flatten(0, 1)
+        return (rows_DP @ (rows_DP.T @ vectors)).double()
+    n, k, o, t = kept.rows.shape
+    mixed = torch.einsum("nkot,nkb->bnot", kept.rows, vectors.view(n, k, -1))
+    weights_BOI = torch.einsum("bnot,nit->boi", mixed, kept.left)
+    forth = torch.einsum("boi,nit->bnot", weights_BOI, kept.left)
+    return torch.einsum("nkot,bnot->nkb", kept.rows, forth).reshape(n * k, -1).double()
+
+
 class Store:
     """Keeps one block's gradients, or its inputs and output gradients.
 
