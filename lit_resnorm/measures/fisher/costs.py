@@ -36,7 +36,9 @@ def matrix_is_cheaper(of: Measurement, num_eigenvalues: int, warm: bool) -> bool
             matrix += sizes.work(rows, seeds)
         else:
             forward += rows * block.num_parameters
-            matrix += (rows * seeds) ** 2 * block.num_parameters / 2
+            matrix += examples.dim**2 * block.num_parameters / 2
+    if of.num_parameters < examples.dim:
+        matrix = examples.dim * of.num_parameters**2 / 2
     return seeds * forward + 0.8 * matrix < 4.5 * forward * num_products
 
 

@@ -9,6 +9,7 @@ Shapes: N rows of this rank, D dual coefficients of all ranks, B vectors in a bl
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,7 +146,9 @@ class Products:
     @torch.no_grad()
     def _forward_mode(self, tangents: list[Tensor], result: Tensor) -> None:
         named = zip(self._parameters().items(), tangents, strict=True)
-        with forward_ad.dual_level():
+        with warnings.catch_warnings(), forward_ad.dual_level():
+            # Some of torch's own rules are scripted, which it has deprecated.
+            warnings.filterwarnings("ignore", message=".*torch.jit.script")
             dual = {n: forward_ad.make_dual(p.detach(), t) for (n, p), t in named}
             for rows, x in self._batches():
                 output = self.run(lambda x=x: self.network(x, dual))

@@ -193,7 +193,11 @@ class Head:
         if targets is None:
             raise ValueError("the empirical Fisher needs targets; they are None")
         if self.layout.output == "softmax":
-            labels = targets.flatten(1).gather(1, self._slots[..., 0]).clamp_min(0)
+            labels = (
+                targets.reshape(len(targets), -1)
+                .gather(1, self._slots[..., 0])
+                .clamp_min(0)
+            )
             return logits_NTC.softmax(-1) - F.one_hot(labels, logits_NTC.shape[-1])
         shaped = targets.reshape(self._shape).to(logits_NTC)
         labels_NTC = self.layout.to_positions(shaped).gather(1, self._slots)

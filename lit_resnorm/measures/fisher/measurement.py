@@ -35,6 +35,10 @@ from lit_resnorm.measures.observe import (
 )
 
 
+KEPT_GRAPHS = 2**30
+"""Bytes up to which the graph of the whole batch is kept between products."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What is measured, and how; the arguments of the public functions.
@@ -106,7 +110,7 @@ class Measurement:
         # A graph holds inputs and outputs of each operation: about three numbers for
         # each that a layer puts out.
         size = 3 * self.sweep.row_bytes
-        keep = self.coupled or rows * size <= max(self.memory, 2**30)
+        keep = self.coupled or rows * size <= KEPT_GRAPHS
         if not keep:
             rows = max(1, self.memory // size)
         small = not any(isinstance(use, Convolution) for use in self.sweep.traced)

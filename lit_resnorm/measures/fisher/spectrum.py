@@ -196,6 +196,7 @@ def _spectrum(
     with measurement(model, x, settings) as of:
         layers = {}
         if per_layer:
-            few = take_rows(occupied(x)[0], slice(0, 1))
+            some = occupied(x)[0]
+            few = some if of.coupled else take_rows(some, slice(0, 1))
             layers = layers_by_site(model, of.sweep.blocks, lambda: of.one_pass(few))
         return spectrum(of, wanted, layers)
