@@ -160,7 +160,8 @@ class StabilityProbe(Probe):
             raise ValueError(f"twin {i} isn't one of the {self.num_twins} twins")
         own = self._copies.weights(i) if self._copies else {}
         state = self._module.state_dict()
-        return {n: (own[n] if n in own else v).clone() for n, v in state.items()}
+        state |= {name: own[name] for name in state if name in own}
+        return {name: value.clone() for name, value in state.items()}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what can't work, and see that batches' indices are kept."""

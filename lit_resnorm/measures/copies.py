@@ -146,4 +146,7 @@ def eager() -> AbstractContextManager[Any]:
 
 
 def _stack(value: Tensor, num: int) -> Tensor:
-    return value.detach().unsqueeze(0).repeat(num, *[1] * value.ndim)
+    stacked = value.detach().unsqueeze(0).repeat(num, *[1] * value.ndim)
+    # The gradients of linear layers come transposed, and steps are fastest where
+    # weights lie in memory as their gradients do.
+    return stacked.mT.contiguous().mT if value.ndim == 2 else stacked

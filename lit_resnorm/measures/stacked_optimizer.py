@@ -25,6 +25,8 @@ ELEMENTWISE = (
     torch.optim.Adamax,
 )
 
+# Those that have a fused kernel on the CPU, several times as fast on large stacks.
+_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 # State that is one number for a whole parameter.
 _COUNTERS = ("step", "mu_product")
 
@@ -78,9 +80,12 @@ class StackedOptimizer:
             self._originals,
             strict=True,
         ):
-            settings = {k: v for k, v in original.items() if k != "params"}
+            parts = [part for p in params for part in self._parts(p)]
             group.clear()
-            group.update(settings, params=[t for p in params for t in self._parts(p)])
+            group.update(original, params=parts)
+            undecided = group.get("fused", True) is group.get("foreach", True) is None
+            if undecided and type(optimizer) in _FUSED and _on_cpu(parts):
+                group["fused"] = True
 
     def fork(self, member: int, optimizer: Optimizer) -> None:
         """Give one copy the state that the original has now."""
@@ -96,7 +101,7 @@ class StackedOptimizer:
                     state[stack][key] = _clone(value)
                     continue
                 if key not in state[stack]:
-                    state[stack][key] = value.new_zeros(stack.shape)
+                    state[stack][key] = torch.zeros_like(stack)
                 state[stack][key][member] = value
 
     def step(self, grads: Mapping[Tensor, Tensor], members: Set[int]) -> None:
@@ -110,7 +115,7 @@ class StackedOptimizer:
         for original, stack in self._stacks.items():
             grad = grads.get(original)
             if self._rows is None:
-                stack.grad = grad
+                stack.grad = None if grad is None else _laid_out_as(stack, grad)
                 continue
             for k, row in enumerate(self._rows[original]):
                 row.grad = grad[k] if grad is not None and k in members else None
@@ -154,7 +159,7 @@ class StackedOptimizer:
         for original, saved in zip(self._stacks, state_dict["state"], strict=True):
             for part, values in zip(self._parts(original), saved, strict=True):
                 state[part] = {
-                    key: value.to(part.device, copy=True)
+                    key: torch.empty_like(part).copy_(value)
                     if _by_number(key, value)
                     else _clone(value)
                     for key, value in values.items()
@@ -163,6 +168,17 @@ class StackedOptimizer:
     def _parts(self, original: Tensor) -> list[Tensor]:
         rows = self._rows
         return [self._stacks[original]] if rows is None else rows[original]
+
+
+def _on_cpu(tensors: list[Tensor]) -> bool:
+    return all(tensor.device.type == "cpu" for tensor in tensors)
+
+
+def _laid_out_as(like: Tensor, value: Tensor) -> Tensor:
+    """Return a tensor in the layout of another: fused kernels take that for granted."""
+    if value.stride() == like.stride():
+        return value
+    return torch.empty_like(like).copy_(value)
 
 
 def _by_number(key: str, value: Any) -> bool:

@@ -121,6 +121,7 @@ class Twins(Copies):
         self._stepping.update(share.members)
         if share.rows is not None and not share.rows.shape[1]:
             return
+        share = self._widened(share)
         start = 0
         while start < len(share.members):
             part = slice(start, start + self.chunk)
@@ -181,20 +182,35 @@ class Twins(Copies):
             self._grads[name] = torch.zeros_like(self.params[name])
         return self._grads[name]
 
+    def _widened(self, share: Share) -> Share:
+        """Return a share of all copies, most of which it is, with no weight on others.
+
+        All rows of a stack are a view of it, where most of them are a copy.
+        """
+        few = 2 * len(share.members) < self.num
+        if few or share.rows is not None or not self.vectorised:
+            return share
+        weights = share.weights.new_zeros(self.num, share.weights.shape[1])
+        weights[share.members] = share.weights
+        return Share([*range(self.num)], weights)
+
     def _accumulate(self, batch: Any, share: Share, around: Around) -> None:
         members = share.members
-        every = members == [*range(members[0], members[0] + len(members))]
-        at = slice(members[0], members[0] + len(members)) if every else members
+        # A range of rows is a view, a list of them a copy.
+        first, last = members[0], members[-1]
+        in_a_row = len(members) == last - first + 1
+        at = slice(first, last + 1) if in_a_row else members
         leaves = {n: p[at].detach().requires_grad_() for n, p in self.params.items()}
         buffers = {n: b[at].clone() for n, b in self.buffers.items()}
         with around(), eager():
             losses_KR = self._run(leaves | buffers, batch, share.rows)
-            total = (losses_KR * share.weights.to(losses_KR)).sum()
+            weights = share.weights.to(losses_KR)
+            total = (losses_KR * weights).sum()
         grads = torch.autograd.grad(total, [*leaves.values()], allow_unused=True)
         with torch.no_grad():
-            for name, value in buffers.items():
-                self.buffers[name][at] = value
-            self.finite[at] &= losses_KR.detach().isfinite().all(1)
+            self._take_buffers(members, buffers, weights)
+            fine_K = (losses_KR.isfinite() | (weights == 0)).all(1)
+            self.finite[at] &= fine_K
             for name, grad in zip(leaves, grads, strict=True):
                 if grad is None:
                     continue
@@ -202,6 +218,22 @@ class Twins(Copies):
                     self._grads[name] = grad
                 else:
                     self._grad(name)[at] += grad
+
+    def _take_buffers(
+        self, members: list[int], buffers: dict[str, Tensor], weights_KR: Tensor
+    ) -> None:
+        """Take the updated buffers of those copies whose losses count."""
+        counted = (weights_KR != 0).any(1).tolist()
+        if all(counted):
+            at: Any = slice(members[0], members[-1] + 1)
+            at = at if len(members) == at.stop - at.start else members
+            for name, value in buffers.items():
+                self.buffers[name][at] = value
+            return
+        rows = [row for row, counts in enumerate(counted) if counts]
+        own = [members[row] for row in rows]
+        for name, value in buffers.items():
+            self.buffers[name][own] = value[rows]
 
     def _run(
         self, weights: Mapping[str, Tensor], batch: Any, rows_KR: Tensor | None

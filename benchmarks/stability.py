@@ -1,0 +1,77 @@
+"""Time of a fit with K twins, beside a fit without them and K separate fits.
+
+Run: `python benchmarks/stability.py [num_twins] [steps]`, on one core.
+"""
+
+import argparse
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+
+from lit_resnorm.data import Digits
+from lit_resnorm.modules import LitMLP, LitResNet, LitResNetBN
+from lit_resnorm.modules.classifier import LitClassifier
+from lit_resnorm_callbacks import StabilityProbe
+
+OPTIMIZERS = {
+    "SGD": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+    "AdamW": partial(torch.optim.AdamW, lr=1e-3),
+}
+
+
+def fit_seconds(
+    make: Callable[[], LitClassifier], steps: int, num_twins: int | None
+) -> float:
+    """Return the processor time of one whole fit, validation included."""
+    seed_everything(0, verbose=False)
+    callbacks = [] if num_twins is None else [StabilityProbe(num_twins)]
+    started = time.process_time()
+    trainer = Trainer(
+        max_steps=steps,
+        callbacks=callbacks,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(make(), Digits())
+    return time.process_time() - started
+
+
+def main() -> None:
+    """Print one row a network and optimizer."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("num_twins", type=int, nargs="?", default=16)
+    parser.add_argument("steps", type=int, nargs="?", default=300)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    num, steps = options.num_twins, options.steps
+    print(f"{num} twins, {steps} steps of 64 digits, depth 10, width 64; seconds")
+    print(f"{'net':12} {'optimizer':9} {'bare':>6} {'twins':>6} {num:>4} runs   ratio")
+    for net in (LitMLP, LitResNet, LitResNetBN):
+        for name, optimizer in OPTIMIZERS.items():
+            make = partial(net, 10, 64, optimizer=optimizer)
+            times = [
+                (fit_seconds(make, steps, None), fit_seconds(make, steps, num))
+                for _ in range(3)
+            ]
+            bare, twins = map(statistics.median, zip(*times, strict=True))
+            ratio = twins / (num * bare)
+            print(
+                f"{net.__name__:12} {name:9} {bare:6.2f} {twins:6.2f} {num * bare:9.2f}"
+                f"   {ratio:.2f}"
+            )
+
+
+if __name__ == "__main__":
+    main()
