@@ -1,11 +1,14 @@
 """Signal and noise by depth, on any network (Labatie 2019, arXiv 1811.03087)."""
 
+from lit_resnorm.measures.moments.abreast import side_by_side
 from lit_resnorm.measures.moments.flow import Flow
+from lit_resnorm.measures.moments.pathology import CODES, Verdict, pathology
 from lit_resnorm.measures.moments.profile import (
     flow_between_sites,
     measured_sites,
     signal_and_noise,
 )
+from lit_resnorm.measures.moments.propagate import Propagation, propagate
 from lit_resnorm.measures.moments.recorder import NoiseSums
 from lit_resnorm.measures.moments.records import DepthProfile, SiteMoments
 from lit_resnorm.measures.moments.statistics import (
@@ -19,12 +22,15 @@ from lit_resnorm.measures.moments.statistics import (
 from lit_resnorm.measures.moments.sums import ChannelMoments, ChannelSums
 
 __all__ = [
+    "CODES",
     "ChannelMoments",
     "ChannelSums",
     "DepthProfile",
     "Flow",
     "NoiseSums",
+    "Propagation",
     "SiteMoments",
+    "Verdict",
     "absolute_moment",
     "branch_share",
     "central_moment",
@@ -32,6 +38,9 @@ __all__ = [
     "flow_between_sites",
     "identity_deviation",
     "measured_sites",
+    "pathology",
+    "propagate",
     "raw_moment",
+    "side_by_side",
     "signal_and_noise",
 ]

@@ -113,13 +113,14 @@ def _input_moments(points: Sequence[PointMoments]) -> SiteMoments:
     sizes = torch.stack([p.signal.count * p.signal.num_channels for p in points])
     weights = sizes / sizes.sum()
     log_noise = torch.stack([p.log_noise for p in points])
+    columns = weights.view(-1, *[1] * (log_noise.ndim - 1))
     return SiteMoments(
         name=INPUT,
         kind=INPUT,
-        mu2=(weights * torch.stack([p.signal.mu2 for p in points])).sum(),
-        nu2=(weights * torch.stack([p.signal.nu2 for p in points])).sum(),
-        log_noise_power=(weights.log() + log_noise).logsumexp(0),
-        log_sensitivity=torch.zeros_like(weights[0]),
+        mu2=(columns * torch.stack([p.signal.mu2 for p in points])).sum(0),
+        nu2=(columns * torch.stack([p.signal.nu2 for p in points])).sum(0),
+        log_noise_power=(columns.log() + log_noise).logsumexp(0),
+        log_sensitivity=torch.zeros_like(log_noise[0]),
     )
 
 

@@ -1,0 +1,171 @@
+"""The verdict on a profile: what, if anything, goes wrong with depth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lit_resnorm.measures.moments.records import DepthProfile, SiteMoments
+
+Pathology = Literal["none", "signal", "snr", "undetermined"]
+
+CODES: dict[Pathology, int] = {"none": 0, "signal": 1, "snr": 2, "undetermined": -1}
+"""The verdict as it is logged."""
+
+MIN_LAYERS = 8
+"""Fewer layers than this tell no trend."""
+
+LINE = 1.5
+"""At or below this effective rank the examples lie on a line, whatever chi does."""
+
+NEAR_LINE = 2.1
+"""At or below this one they do unless noise explodes: batch norm ends near 2 too."""
+
+STEEP = 0.12
+"""Growth of log chi a layer that is an explosion: noise doubles in six layers."""
+
+GOOD = 0.8
+"""Share of the variance of log chi that a growth law must explain."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A straight line through log chi, by least squares.
+
+    Attributes:
+        slope: Its slope.
+        goodness: Share of the variance that it explains, in [0, 1].
+    """
+
+    slope: float
+    goodness: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What goes wrong with depth, and the trends that say so.
+
+    Attributes:
+        pathology: `signal`: the examples collapse to a line. `snr`: noise grows
+            exponentially over the signal. `none`: neither. `undetermined`: too few
+            layers, values that are not finite, or no law that fits.
+        num_layers: Activations on the way to the last point of the trend.
+        effective_rank: Median over the deepest tenth of the activations.
+        exponential: Fit of log chi against depth, in activations.
+        power: Fit of log chi against log depth.
+    """
+
+    pathology: Pathology
+    num_layers: int
+    effective_rank: float
+    exponential: Fit
+    power: Fit
+
+    @property
+    def code(self) -> int:
+        """The verdict as a number, see `CODES`."""
+        return CODES[self.pathology]
+
+
+def pathology(profile: DepthProfile) -> Verdict:
+    """Return the verdict on a network from the trends of its profile over depth.
+
+    Chi is taken after residual additions where there are at least a quarter as many of
+    them as activations, else after activations; depth counts activations. Log chi is
+    fitted against depth and against log depth over the deepest nine tenths. In this
+    order, the verdict is
+
+    - `undetermined` with fewer than 8 layers, or where chi is NaN;
+    - `signal` where chi is infinite at the end (all examples equal), or where the
+      effective rank has fallen to 1.5 or less and, less one, to half its largest;
+    - `snr` where the exponential fits better than the power law, with a goodness of
+      0.8 at least, and log chi grows by 0.12 a layer or more;
+    - `signal` where the effective rank has fallen so to 2.1 or less;
+    - `undetermined` where log chi grows so and no law fits to 0.8;
+    - `none`.
+
+    One effective rank doesn't tell: convolutional nets end at 1.8 to 2 without batch
+    norm (zero padding) and at 2.03 with it; chi, flat in one and exponential in the
+    other, does. Batch norm without skips grows by 0.15 to 0.21 a layer. Residual nets
+    in stages of growing width, whose power law begins anew at each stage, grow by 0.10
+    (ResNet-18 and 50 at initialisation, chi at the end 9 and 236): logged, and no
+    pathology.
+
+    Source: Labatie (2019), arXiv 1811.03087, section 4, where the pathologies are
+    defined as limits of depth; the thresholds are ours.
+    """
+    activations, additions = profile.of_kind("activation"), profile.of_kind("addition")
+    residual = 4 * len(additions) >= max(1, len(activations))
+    spine = additions if residual else activations
+    log_chi = np.array([float(site.log_sensitivity) for site in spine])
+    depth = _depths(profile, spine)
+    deep = depth > max(depth, default=0) / 10
+    exponential = _fit(depth[deep], log_chi[deep])
+    power = _fit(np.log(depth[deep]), log_chi[deep])
+    num_layers = int(max(depth, default=0))
+    end, fallen = _rank_trend(activations or additions)
+    return Verdict(
+        pathology=_judge(num_layers, log_chi, exponential, power, end, fallen),
+        num_layers=num_layers,
+        effective_rank=end,
+        exponential=exponential,
+        power=power,
+    )
+
+
+def _judge(
+    num_layers: int,
+    log_chi: np.ndarray,
+    exponential: Fit,
+    power: Fit,
+    end: float,
+    fallen: bool,
+) -> Pathology:
+    if num_layers < MIN_LAYERS or np.isnan(log_chi).any():
+        return "undetermined"
+    if log_chi[-1] == math.inf or (fallen and end <= LINE):
+        return "signal"
+    grows = exponential.slope >= STEEP
+    good = max(exponential.goodness, power.goodness) >= GOOD
+    if grows and good and exponential.goodness > power.goodness:
+        return "snr"
+    if fallen and end <= NEAR_LINE:
+        return "signal"
+    return "undetermined" if grows and not good else "none"
+
+
+def _depths(profile: DepthProfile, spine: Sequence[SiteMoments]) -> np.ndarray:
+    """Return, for each site, the number of activations up to and with it."""
+    names = {site.name for site in spine}
+    depth, depths = 0, []
+    for site in profile.sites:
+        depth += site.kind == "activation"
+        if site.name in names:
+            depths.append(max(depth, 1))
+    return np.array(depths, dtype=float)
+
+
+def _fit(x: np.ndarray, y: np.ndarray) -> Fit:
+    if len(set(x)) < 3 or not np.isfinite(y).all():
+        return Fit(math.nan, math.nan)
+    x, y = x - x.mean(), y - y.mean()
+    slope = float(x @ y / (x @ x))
+    total = float(y @ y)
+    return Fit(slope, slope**2 * float(x @ x) / total if total else 1.0)
+
+
+def _rank_trend(sites: Sequence[SiteMoments]) -> tuple[float, bool]:
+    """Return the effective rank at the end, and whether it has fallen to it."""
+    ranks = np.array(
+        [float(s.effective_rank) for s in sites if s.effective_rank is not None]
+    )
+    if not len(ranks) or np.isnan(ranks).all():
+        return math.nan, False
+    end = float(np.median(ranks[-max(1, len(ranks) // 10) :]))
+    excess = float(np.nanmax(ranks)) - 1
+    # Two examples always lie on a line: a rank that is 1 all along says nothing.
+    return end, excess > 0.1 and end - 1 <= excess / 2
