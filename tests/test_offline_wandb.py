@@ -10,7 +10,8 @@ from lit_resnorm.offline_wandb import read_offline_wandb
 def recorded(tmp_path_factory):
     """A run of two processes: the second logs steps 2 and 3, step 2 again."""
     folder = tmp_path_factory.mktemp("recorded")
-    settings = wandb.Settings(silent=True)
+    # a run that another test left open would be taken for these
+    settings = wandb.Settings(silent=True, reinit="finish_previous")
     for steps, config in (((0, 1, 2), {"lr": 0.1}), ((2, 3), {"depth": 3})):
         run = wandb.init(
             id="one",
