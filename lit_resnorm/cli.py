@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 import traceback
@@ -14,6 +15,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 # imported, classes are known to the command line by their short names
@@ -30,6 +32,7 @@ from lit_resnorm.cli_defaults import filled_in, with_defaults, without_traces
 from lit_resnorm.cli_errors import UsageError, check_config_files, one_line
 from lit_resnorm.cli_run import RUN_DIR, RunConfig, choose_run, forget_run, rank
 from lit_resnorm.data import DataModule
+from lit_resnorm.run_files import SUMMARY
 from lit_resnorm.run_places import load_checkpoint
 
 PROGRAM = "lit-resnorm"
@@ -73,9 +76,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
+    if args[:1] == ["reproduce"]:
+        from lit_resnorm.papers.reproduce import reproduce
+
+        return reproduce(args[1:])
     cli = ResNormCLI(args)
-    diverged = cli.subcommand == "fit" and getattr(cli.model, "diverged", False)
-    return DIVERGED if diverged else SUCCESS
+    return DIVERGED if cli.subcommand == "fit" and cli.diverged else SUCCESS
 
 
 def _status_of_exit(error: SystemExit) -> int:
@@ -114,6 +120,18 @@ class ResNormCLI(LightningCLI):
     def options(self) -> Namespace:
         """The resolved options of the subcommand."""
         return self.config[self.config.subcommand]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the training diverged."""
+        forked = isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher)
+        if forked and self.run_dir is not None:
+            # the module that knows is in a process that has ended
+            path = self.run_dir / SUMMARY
+            return (
+                path.exists() and json.loads(path.read_text())["status"] == "diverged"
+            )
+        return getattr(self.model, "diverged", False)
 
     @property
     def _weights_only(self) -> bool:
@@ -236,10 +254,10 @@ class ResNormCLI(LightningCLI):
         path = self.options.ckpt_path
         if subcommand != "fit" and path and Path(path).is_file():
             # so that values are logged at the step that the weights have come to
-            loops = load_checkpoint(Path(path), weights_only=self._weights_only)[
-                "loops"
-            ]
-            self.trainer.fit_loop.load_state_dict(loops["fit_loop"])
+            checkpoint = load_checkpoint(Path(path), weights_only=self._weights_only)
+            if "loops" in checkpoint:
+                loops = checkpoint["loops"]
+                self.trainer.fit_loop.load_state_dict(loops["fit_loop"])
         try:
             super()._run_subcommand(subcommand)
         except BaseException:
@@ -250,6 +268,5 @@ class ResNormCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the trained weights where `test_after_fit` asks for it."""
-        diverged = getattr(self.model, "diverged", False)
-        if self.options.test_after_fit and not diverged:
+        if self.options.test_after_fit and not self.diverged:
             self.trainer.test(self.model, datamodule=self.datamodule)

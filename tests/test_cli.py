@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -267,22 +268,34 @@ def test_fast_dev_run_leaves_nothing():
     assert not Path("runs").exists()
 
 
-def test_a_diverged_run_has_its_own_status():
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.ddp)])
+def test_a_diverged_run_has_its_own_status(devices):
     args = ["fit", "--model", "LitMLP", *NET[2:], *PLAIN, "--trainer.logger=RunHistory"]
     args += ["--model.optimizer.lr", "1e30", "--model.loss", "mse"]
+    if devices == 2:
+        args += ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]
     assert main([*args, "--trainer.max_epochs", "9", "--test_after_fit", "true"]) == 3
     assert read_run(runs("LitMLP")[0]).summary["status"] == "diverged"
 
 
-def test_an_interrupted_run_has_its_own_status():
-    class_path = f"{__name__}.{Interrupt.__name__}"
-    assert main([*FIT, f"--trainer.callbacks+={class_path}"]) == 130
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_has_its_own_status(number):
+    # after Ctrl-C Lightning leaves the process deaf to it
+    before = signal.getsignal(signal.SIGINT)
+    callback = f"{{class_path: {__name__}.Interrupt, init_args: {{number: {number}}}}}"
+    try:
+        assert main([*FIT, f"--trainer.callbacks+={callback}"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert read_run(runs()[0]).summary["status"] == "interrupted"
 
 
 class Interrupt(Callback):
+    def __init__(self, number: int) -> None:
+        self.number = number
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), self.number)
 
 
 def test_an_error_amid_training_is_one_line_and_the_traceback_on_demand(capsys):
@@ -371,14 +384,11 @@ def test_wandb_gets_the_whole_config_once_and_its_labels():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", ["train.py", "console script"])
-def test_exit_status_and_error_from_the_shell(start):
-    script = Path(sys.executable).with_name("lit-resnorm")
-    words = (
-        [sys.executable, str(ROOT / "train.py")] if start == "train.py" else [script]
-    )
-    for args, status in ((["--version"], 0), ([*FIT, "--model.depth", "0"], 2)):
-        done = subprocess.run([*words, *args], capture_output=True, check=False)
+def test_exit_status_and_error_from_the_shell():
+    script = [str(Path(sys.executable).with_name("lit-resnorm")), "--version"]
+    wrong = [sys.executable, str(ROOT / "train.py"), *FIT, "--model.depth", "0"]
+    for command, status in ((script, 0), (wrong, 2)):
+        done = subprocess.run(command, capture_output=True, check=False)
         assert done.returncode == status
         assert b"Traceback" not in done.stderr
 
