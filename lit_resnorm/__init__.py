@@ -1,0 +1,1 @@
+"""What skip connections and normalisation do to the training of deep networks."""
