@@ -9,14 +9,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
-__all__ = ["STYLES", "Look", "legend", "measured", "panels", "theory"]
+__all__ = ["STYLES", "Look", "legend", "measured", "panels", "plain_ticks", "theory"]
 
 
 class Look(NamedTuple):
     """Colour, marker and dashes of a variant, and its name in legends."""
 
-    colour: str
+    colour: Any
     marker: str
     dashes: Any
     label: str
@@ -93,6 +94,12 @@ def theory(
         label=f"{look.label}, theory" if label is None else label,
         **options,
     )
+
+
+def plain_ticks(axes: Axes) -> None:
+    """Write the numbers of a log scale of few decades without powers."""
+    for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def legend(figure: Figure, axes: Sequence[Axes], columns: int = 3) -> None:

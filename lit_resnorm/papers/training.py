@@ -14,9 +14,9 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lit_resnorm.modules.classifier import LitClassifier
 from lit_resnorm.data import DataModule
 from lit_resnorm.measures.observe import untouched
+from lit_resnorm.modules import LitClassifier
 
 __all__ = ["Losses", "device", "examples", "fit_full_batch", "quiet"]
 

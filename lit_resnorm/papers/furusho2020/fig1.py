@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from lit_resnorm.papers.drawing import STYLES, panels
+from lit_resnorm.papers.drawing import STYLES, legend, panels
 from lit_resnorm.papers.furusho2020.source import SOURCE
 from lit_resnorm.papers.item import (
     Cell,
@@ -145,7 +145,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
         "equal in the mean",
         fontsize=10,
     )
-    plot.legend(fontsize=8, loc="upper left")
+    legend(drawing, [plot])
     return drawing
 
 

@@ -26,6 +26,7 @@ from lit_resnorm.papers.item import (
     grid,
     ordered,
 )
+from lit_resnorm.papers.summaries import means
 from lit_resnorm.papers.training import fit_full_batch
 from lit_resnorm.theory import least_squares_loss
 
@@ -81,11 +82,11 @@ def checks(curves: pd.DataFrame, settings: Settings) -> list[Check]:
         ),
     ]
     last = curves[curves.step == curves.step.max()]
-    end = last.groupby("variant").excess.median()
+    end = means(last, "variant", "excess", median=True)
     checks.append(
         ordered(
             "excess loss at the last step: the smaller mu, the flatter",
-            {name: float(end[name]) for name in ("res2", "mlp")},
+            {name: end[name] for name in ("res2", "mlp")},
             "A",
         )
     )
@@ -108,13 +109,13 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
         r"excess loss $L - L^*$",
     )
     for one, variant in zip(axes, ("res2", "mlp"), strict=True):
-        part = curves[(curves.variant == variant) & (curves.seed == curves.seed.min())]
+        part = where(curves, variant=variant, seed=0)
         for name, look, label in zip(
             ("upper", "lower", "excess"), looks, labels, strict=True
         ):
             values = np.maximum(part[name], 1e-18)
             one.plot(part.step, values, color=look.colour, ls=look.dashes, label=label)
-        first = float(part.log10_mu.iloc[0])
+        first = float(np.asarray(part.log10_mu)[0])
         one.set(yscale="log", xlabel="gradient step", ylabel="loss (squared units)")
         one.set_title(
             rf"{STYLES[variant].label}: $\log_{{10}}\mu = {first:.1f}$ at the start"

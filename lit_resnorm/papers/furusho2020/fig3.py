@@ -27,6 +27,7 @@ from lit_resnorm.papers.item import (
     near,
     ordered,
 )
+from lit_resnorm.papers.summaries import where
 
 __all__ = ["FIG3"]
 
@@ -76,7 +77,7 @@ def checks(curves: pd.DataFrame, settings: Settings) -> list[Check]:
     )
     if settings["width"] == 20:
         for (gain, name), value in MEDIANS_D20.items():
-            spread = curves[(curves.gain == gain) & (curves.variant == name)].log10_mu
+            spread = where(curves, gain=gain, variant=name).log10_mu
             # the reference is a median of 5 draws, of error 1.25 sd / sqrt(5)
             error = 1.2533 * spread.std() * math.sqrt(1 / len(spread) + 1 / 5)
             checks.append(
@@ -99,7 +100,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
     )
     drawing, axes = panels(title=title, size=(6.4, 4.8))
     for variant in VARIANTS:
-        part = curves[curves.variant == variant].groupby("gain").log10_mu
+        part = where(curves, variant=variant).groupby("gain").log10_mu
         middle = part.median()
         spread = [middle - part.quantile(0.25), part.quantile(0.75) - middle]
         look = STYLES[variant]

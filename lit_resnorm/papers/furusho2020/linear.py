@@ -10,15 +10,15 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from lit_resnorm.modules.classifier import LitClassifier
-from lit_resnorm.data import Gaussian
+from lit_resnorm.data.gaussian import gaussian_inputs
+from lit_resnorm.modules import LitClassifier
 from lit_resnorm.nets import Net
 from lit_resnorm.papers.furusho2020.source import build, num_blocks
 from lit_resnorm.papers.item import (
     Row,
     Settings,
+    cell_seed,
 )
-from lit_resnorm.papers.training import examples
 from lit_resnorm.theory import log_pl_constant
 
 __all__ = [
@@ -49,19 +49,17 @@ def linear_blocks(
 
 
 def regression(settings: Settings, seed: int) -> tuple[Tensor, Tensor]:
-    """Return Gaussian inputs and a random linear teacher's outputs, float64."""
+    """Return Gaussian inputs and a linear teacher's outputs, float64.
+
+    The teacher is `I + G / 2`, G of entries of variance 1 / width: a map that each of
+    the three nets can reach.
+    """
     width = settings["width"]
-    data = Gaussian(
-        dim=width,
-        num_train=settings["num_examples"],
-        num_val=1,
-        num_test=1,
-        num_classes=width,
-        targets="real",
-        seed=seed,
-    )
-    x_ND, y_ND = examples(data, "train")
-    return x_ND.double(), y_ND.double()
+    key = cell_seed(seed, "inputs")
+    (x_ND,) = gaussian_inputs("gauss", [settings["num_examples"]], width, key)
+    generator = torch.Generator().manual_seed(cell_seed(seed, "teacher"))
+    drawn_DD = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    return x_ND, x_ND + x_ND @ drawn_DD / (2 * math.sqrt(width))
 
 
 def log_mu(variant: str, net: nn.Module, x_ND: Tensor) -> float:

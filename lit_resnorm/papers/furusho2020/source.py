@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from lit_resnorm.modules.classifier import LitClassifier
-from lit_resnorm.modules import LitMLP, LitResNet, LitResNetBN
+from lit_resnorm.modules import LitClassifier, LitMLP, LitResNet, LitResNetBN
 
 __all__ = ["SOURCE", "build", "num_blocks"]
 

@@ -26,6 +26,7 @@ from lit_resnorm.papers.item import (
     cell_seed,
     grid,
 )
+from lit_resnorm.papers.summaries import where
 from lit_resnorm.papers.training import fit_full_batch
 from lit_resnorm.theory import least_squares_loss, pl_ratio
 
@@ -89,7 +90,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
     )
     for one, gain in zip(axes, gains, strict=True):
         for variant in VARIANTS:
-            part = curves[(curves.gain == gain) & (curves.variant == variant)]
+            part = where(curves, gain=gain, variant=variant)
             middle = part.groupby("step")[["log10_mu", "log10_rho"]].median()
             look = STYLES[variant]
             one.plot(
@@ -134,7 +135,7 @@ TABLE1 = Item(
             "num_steps": num_steps,
         }
         for name, width, num_examples, num_seeds, num_steps in (
-            ("small", 20, 200, 5, 400),
+            ("small", 20, 200, 5, 200),
             ("full", 100, 1000, 20, 1500),
         )
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -25,6 +26,7 @@ from lit_resnorm.papers.item import (
     cell_seed,
     grid,
 )
+from lit_resnorm.papers.summaries import band, curve, means, where
 from lit_resnorm.papers.training import Losses, fit_full_batch
 from lit_resnorm.theory import least_squares_loss
 
@@ -55,8 +57,8 @@ def run(settings: Settings, cell: Cell, seed: int) -> list[Row]:
 
 def checks(curves: pd.DataFrame, settings: Settings) -> list[Check]:
     """Judge Table 2."""
-    last = curves[curves.step == settings["num_steps"]]
-    final = last.groupby(["gain", "variant"]).excess.median()
+    last = where(curves, step=settings["num_steps"])
+    final = means(last, ["gain", "variant"], "excess", median=True)
     at = f"excess loss after {settings['num_steps']} steps"
     return [
         between(f"{at}, res1, gain 0.5", final[0.5, "res1"], None, 1e-14, "D"),
@@ -79,22 +81,13 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
     )
     for one, gain in zip(axes, gains, strict=True):
         for variant in VARIANTS:
-            part = curves[(curves.gain == gain) & (curves.variant == variant)]
-            excess = part.groupby("step").excess
-            look = STYLES[variant]
-            low, high = excess.min().clip(lower=1e-18), excess.max().clip(lower=1e-18)
-            one.fill_between(low.index, low, high, color=look.colour, alpha=0.15, lw=0)
-            middle = excess.median().clip(lower=1e-18)
-            one.plot(
-                middle.index,
-                middle,
-                color=look.colour,
-                ls=look.dashes,
-                marker=look.marker,
-                markevery=max(1, len(middle) // 8),
-                markerfacecolor="white",
-                label=look.label,
+            rows = where(curves, gain=gain, variant=variant)
+            part = curve(rows, "step", "excess")
+            low, middle, high = (
+                np.maximum(values, 1e-18)
+                for values in (part.low, part.median, part.high)
             )
+            band(one, part.x, middle, low, high, STYLES[variant])
         one.set(yscale="log", xlabel="optimizer step", ylabel=r"excess loss $L - L^*$")
         one.set_title(f"gain {gain}")
     legend(drawing, axes)
@@ -122,7 +115,7 @@ TABLE2 = Item(
             "every": 25,
         }
         for name, width, num_examples, num_seeds in (
-            ("small", 20, 200, 5),
+            ("small", 20, 200, 3),
             ("full", 100, 1000, 20),
         )
     },

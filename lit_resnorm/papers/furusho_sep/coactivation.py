@@ -1,0 +1,99 @@
+"""Units that two examples both activate, by depth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lit_resnorm.papers.drawing import STYLES, legend, measured, panels, theory
+from lit_resnorm.papers.furusho_sep.states import (
+    SCALES,
+    SOURCE,
+    VARIANTS,
+    of_variant,
+    pair_rows,
+)
+from lit_resnorm.papers.item import (
+    Cell,
+    Check,
+    Item,
+    Row,
+    Settings,
+    grid,
+    near,
+    ordered,
+)
+
+__all__ = ["COACTIVATION"]
+
+
+def run(settings: Settings, cell: Cell, seed: int) -> list[Row]:
+    """Return co-activations by hidden layer of one random net."""
+    rows = pair_rows(settings, cell["variant"], cell["draw"], seed)
+    names = ("depth", "coactivation", "from_angle", "spread")
+    return [{k: row[k] for k in names} for row in rows if "coactivation" in row]
+
+
+def checks(curves: pd.DataFrame, settings: Settings) -> list[Check]:
+    """Judge the formula."""
+    del settings
+    found, last = [], {}
+    for variant in VARIANTS:
+        mean = of_variant(curves, variant, "coactivation").mean
+        expected = of_variant(curves, variant, "from_angle").mean
+        furthest = int(np.abs(mean - expected).argmax())
+        found.append(
+            near(
+                f"co-activation of {variant}, layer furthest from (1 - angle/pi)/2",
+                float(mean[furthest]),
+                float(expected[furthest]),
+                0.01,
+                "P",
+            )
+        )
+        start = {"first layer": float(mean[0]), "last layer": float(mean[-1])}
+        found.append(ordered(f"co-activation of {variant}", start, "P"))
+        last[variant] = float(mean[-1])
+    order = {name: last[name] for name in ("res2_bn", "res2", "mlp")}
+    return [*found, ordered("co-activation in the last layer", order, "P")]
+
+
+def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
+    """Draw co-activations by depth."""
+    drawing, axes = panels(
+        title=f"Units that two examples both activate (mean over pairs, "
+        f"{settings['draws']} draws)",
+        size=(6.8, 4.8),
+    )
+    for variant in VARIANTS:
+        values = of_variant(curves, variant, "coactivation")
+        expected = of_variant(curves, variant, "from_angle")
+        look = STYLES[variant]
+        label = rf"{look.label}, $(1 - \theta/\pi)/2$ at measured $\theta$ (paper)"
+        theory(axes[0], expected.x + 1, expected.mean, look, label)
+        measured(axes[0], values.x + 1, values.mean, look, error=values.error)
+    axes[0].set(xlabel="block", ylabel="share of units active for both")
+    legend(drawing, axes, columns=2)
+    return drawing
+
+
+COACTIVATION = Item(
+    name="furusho_sep.coactivation",
+    title="Two examples activate the same units the more, the smaller their angle",
+    source=f"{SOURCE}, section 3",
+    mark="P",
+    claim="The share of units that two examples both activate is (1 - angle/pi)/2; it "
+    "rises with depth, in MLPs more than in ResNets, with batch norm least.",
+    differs="The angle is that of the pre-activations, which without norms is "
+    "that of the layer's input in expectation. With batch norm the published recursion "
+    "has a population's variances and no centring; a real batch takes the mean out of "
+    "the pre-activations, whose angles stay at pi/2, so co-activation stays at 1/4 and "
+    "doesn't rise: that check fails, and is meant to show it.",
+    scales=SCALES,
+    cells=lambda settings: grid(variant=VARIANTS, draw=range(settings["draws"])),
+    run=run,
+    checks=checks,
+    figure=figure,
+    data=("MNIST",),
+)

@@ -1,0 +1,102 @@
+"""Hidden states of random nets, and what two examples have in common there."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lit_resnorm.data import MNIST
+from lit_resnorm.data.gaussian import gaussian_inputs
+from lit_resnorm.measures.observe import untouched
+from lit_resnorm.papers.furusho2020.source import build
+from lit_resnorm.papers.item import Row, Settings, cell_seed
+from lit_resnorm.papers.summaries import Curve, curve, where
+from lit_resnorm.papers.training import device, examples
+from lit_resnorm.theory import coactivation, kernel_angles
+
+__all__ = ["SCALES", "SOURCE", "VARIANTS", "of_variant", "pair_rows"]
+
+SOURCE = "Furusho & Ikeda (2019), ACML, PMLR 101:94-108"
+VARIANTS = ("mlp", "res2", "res2_bn")
+SCALES = {
+    "small": {
+        "device": "cpu",
+        "data": "gauss",
+        "width": 500,
+        "num_examples": 100,
+        "depth": 10,
+        "draws": 5,
+    },
+    "full": {
+        "device": "auto",
+        "data": "MNIST",
+        "width": 784,
+        "num_examples": 1000,
+        "depth": 10,
+        "draws": 10,
+    },
+}
+
+
+def _inputs(settings: Settings, draw: int, seed: int) -> Tensor:
+    num, width = settings["num_examples"], settings["width"]
+    key = cell_seed(seed, "inputs", draw)
+    if settings["data"] == "gauss":
+        return gaussian_inputs("gauss", [num], width, key)[0].float()
+    data = MNIST(
+        classes=[0, 1], num_train=num, num_val=0, num_test=1, whiten=True, seed=key
+    )
+    x_ND = examples(data, "train")[0]
+    return x_ND * (width**0.5 / x_ND.norm(dim=1, keepdim=True))
+
+
+def pair_rows(settings: Settings, variant: str, draw: int, seed: int) -> list[Row]:
+    """Return mean angles, co-activations and their theory by block, over all pairs.
+
+    Rows have `depth` (blocks passed) and `angle` (radians); those of a hidden layer
+    also `coactivation`, measured, `from_angle`, its theory at the angle of the
+    pre-activations, and `spread`, the mean distance between the two by pair.
+    """
+    x_ND = _inputs(settings, draw, seed).to(device(settings))
+    torch.manual_seed(cell_seed(seed, "weights", draw))
+    module = build(
+        variant,
+        settings["depth"],
+        settings["width"],
+        in_shape=tuple(x_ND.shape[1:]),
+        num_classes=1,
+    ).to(x_ND.device)
+    rows: dict[int, Row] = {}
+    upper = torch.triu(torch.ones(len(x_ND), len(x_ND)), 1).bool().to(x_ND.device)
+
+    def tap(block: int, name: str, value: Tensor) -> None:
+        row = rows.setdefault(block, {"depth": block})
+        if name == "in":
+            row["angle"] = _mean_angle(value, upper)
+        elif name == "norm1":
+            angles = kernel_angles(value.double() @ value.double().T)[upper]
+            on_ND = (value > 0).double()
+            both = (on_ND @ on_ND.T / value.shape[1])[upper]
+            expected = coactivation(angles)
+            row["coactivation"] = float(both.mean())
+            row["from_angle"] = float(expected.mean())
+            row["spread"] = float((both - expected).abs().mean())
+        elif name == "out":
+            rows.setdefault(block + 1, {"depth": block + 1})["angle"] = _mean_angle(
+                value, upper
+            )
+
+    with untouched(module) as run, torch.no_grad():
+        run(lambda: module.net(x_ND, tap))
+    return list(rows.values())
+
+
+def _mean_angle(h_ND: Tensor, upper_NN: Tensor) -> float:
+    h_ND = h_ND.double()
+    return float(kernel_angles(h_ND @ h_ND.T)[upper_NN].mean())
+
+
+def of_variant(curves: pd.DataFrame, variant: str, name: str) -> Curve:
+    """Return a quantity of one variant over draws, by depth."""
+    return curve(where(curves, variant=variant), "depth", name)
