@@ -64,6 +64,43 @@ def spectrum(
     return figure
 
 
+def growth(
+    curves: Mapping[int, Sequence[tuple[float, float]]],
+    *,
+    quantity: str,
+    title: str = "",
+) -> Figure:
+    """Return a positive quantity by depth twice: both axes log, and only its own.
+
+    A power law is straight in the first, an exponential in the second; step as colour.
+
+    Args:
+        curves: By optimizer step, depth and value of each place.
+        quantity: Label of the vertical axis, with its unit.
+        title: Title of the figure.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    power, exponential = figure.subplots(1, 2, sharey=True)
+    steps = sorted(curves)
+    colours = colormaps["viridis"].reversed()
+    for place, step in enumerate(steps):
+        depth, value = zip(*curves[step], strict=True)
+        shade = colours(0.2 + 0.8 * place / max(1, len(steps) - 1))
+        for axes in (power, exponential):
+            axes.plot(depth, value, color=shade, marker="o", markersize=3, label=step)
+    power.set(xscale="log", yscale="log", ylabel=quantity)
+    for axes in (power, exponential):
+        axes.set(xlabel="layer")
+        axes.grid(alpha=0.3)
+    if 1 < len(steps) <= 12:
+        exponential.legend(title="optimizer step", fontsize=7)
+    figure.suptitle(title)
+    return figure
+
+
 def _by_step(
     curves: Curves, width: float, marker: str | None = None
 ) -> tuple[Figure, Axes]:

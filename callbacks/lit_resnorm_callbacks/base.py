@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -28,6 +28,9 @@ from lit_resnorm_callbacks.destinations import send_figures, send_values, to_hos
 from lit_resnorm_callbacks.probe_batch import fixed_batch, network_output
 from lit_resnorm_callbacks.ranks import OutOfMemoryError, measured_together
 from lit_resnorm_callbacks.records import Records
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Batch = Any
 """This rank's share of the probe batch, as the loader gives it."""
@@ -124,6 +127,10 @@ class Probe(Callback, ABC):
     def smaller(self) -> bool:
         """Make the next try need less memory; return False where it can't."""
         return False
+
+    def figures(self) -> dict[str, Figure]:
+        """Return the figures of what was measured, by name."""
+        return self._records.figures(self.prefix)
 
     @property
     def prefix(self) -> str:
@@ -284,7 +291,7 @@ class Probe(Callback, ABC):
 
     def _log_figures(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and trainer.loggers and not _dry(trainer):
-            send_figures(trainer, self._last_step, self._records.figures(self.prefix))
+            send_figures(trainer, self._last_step, self.figures())
 
 
 def _weights(module: LightningModule) -> tuple[tuple[int, int], ...]:

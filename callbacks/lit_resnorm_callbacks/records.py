@@ -52,6 +52,10 @@ class Records:
             for step in gone & curve.keys():
                 del curve[step]
 
+    def by_site(self, quantity: str) -> dict[str, dict[int, float]]:
+        """Return the values of a quantity by site and optimizer step."""
+        return self._by_site.get(quantity, {})
+
     def tables(
         self, prefix: str, step: int, series: dict[str, list[float]]
     ) -> dict[str, Table]:

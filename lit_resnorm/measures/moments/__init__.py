@@ -2,7 +2,7 @@
 
 from lit_resnorm.measures.moments.abreast import side_by_side
 from lit_resnorm.measures.moments.flow import Flow
-from lit_resnorm.measures.moments.pathology import CODES, Verdict, pathology
+from lit_resnorm.measures.moments.pathology import CODES, Verdict, pathology, spine
 from lit_resnorm.measures.moments.profile import (
     flow_between_sites,
     measured_sites,
@@ -43,4 +43,5 @@ __all__ = [
     "raw_moment",
     "side_by_side",
     "signal_and_noise",
+    "spine",
 ]

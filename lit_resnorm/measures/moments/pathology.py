@@ -74,10 +74,8 @@ class Verdict:
 def pathology(profile: DepthProfile) -> Verdict:
     """Return the verdict on a network from the trends of its profile over depth.
 
-    Chi is taken after residual additions where there are at least a quarter as many of
-    them as activations, else after activations; depth counts activations. Log chi is
-    fitted against depth and against log depth over the deepest nine tenths. In this
-    order, the verdict is
+    Log chi at the sites of `spine` is fitted against depth, in activations, and against
+    log depth, over the deepest nine tenths. In this order, the verdict is
 
     - `undetermined` with fewer than 8 layers, or where chi is NaN;
     - `signal` where chi is infinite at the end (all examples equal), or where the
@@ -98,16 +96,16 @@ def pathology(profile: DepthProfile) -> Verdict:
     Source: Labatie (2019), arXiv 1811.03087, section 4, where the pathologies are
     defined as limits of depth; the thresholds are ours.
     """
-    activations, additions = profile.of_kind("activation"), profile.of_kind("addition")
-    residual = 4 * len(additions) >= max(1, len(activations))
-    spine = additions if residual else activations
-    log_chi = np.array([float(site.log_sensitivity) for site in spine])
-    depth = _depths(profile, spine)
+    layers = spine(profile)
+    log_chi = np.array([float(profile[name].log_sensitivity) for name in layers])
+    depth = np.array([*layers.values()], dtype=float)
     deep = depth > max(depth, default=0) / 10
     exponential = _fit(depth[deep], log_chi[deep])
     power = _fit(np.log(depth[deep]), log_chi[deep])
     num_layers = int(max(depth, default=0))
-    end, fallen = _rank_trend(activations or additions)
+    end, fallen = _rank_trend(
+        profile.of_kind("activation") or profile.of_kind("addition")
+    )
     return Verdict(
         pathology=_judge(num_layers, log_chi, exponential, power, end, fallen),
         num_layers=num_layers,
@@ -115,6 +113,23 @@ def pathology(profile: DepthProfile) -> Verdict:
         exponential=exponential,
         power=power,
     )
+
+
+def spine(profile: DepthProfile) -> dict[str, int]:
+    """Return the sites where trends are taken, and how many activations deep each is.
+
+    Residual additions where there are at least a quarter as many of them as
+    activations, else activations.
+    """
+    activations, additions = profile.of_kind("activation"), profile.of_kind("addition")
+    residual = 4 * len(additions) >= max(1, len(activations))
+    kind = "addition" if residual else "activation"
+    depth, depths = 0, {}
+    for site in profile.sites:
+        depth += site.kind == "activation"
+        if site.kind == kind:
+            depths[site.name] = max(depth, 1)
+    return depths
 
 
 def _judge(
@@ -136,17 +151,6 @@ def _judge(
     if fallen and end <= NEAR_LINE:
         return "signal"
     return "undetermined" if grows and not good else "none"
-
-
-def _depths(profile: DepthProfile, spine: Sequence[SiteMoments]) -> np.ndarray:
-    """Return, for each site, the number of activations up to and with it."""
-    names = {site.name for site in spine}
-    depth, depths = 0, []
-    for site in profile.sites:
-        depth += site.kind == "activation"
-        if site.name in names:
-            depths.append(max(depth, 1))
-    return np.array(depths, dtype=float)
 
 
 def _fit(x: np.ndarray, y: np.ndarray) -> Fit:

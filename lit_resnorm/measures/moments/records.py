@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -79,7 +80,11 @@ class DepthProfile:
 
     def __getitem__(self, name: str) -> SiteMoments:
         """Return a site's moments by its name."""
-        return {site.name: site for site in self.sites}[name]
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, SiteMoments]:
+        return {site.name: site for site in self.sites}
 
     def of_kind(self, *kinds: str) -> tuple[SiteMoments, ...]:
         """Return the sites of these kinds."""

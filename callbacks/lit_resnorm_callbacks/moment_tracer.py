@@ -1,0 +1,219 @@
+"""Signal and noise by depth, through training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lit_resnorm.figures import growth
+from lit_resnorm.measures.moments import (
+    DepthProfile,
+    Flow,
+    SiteMoments,
+    Verdict,
+    flow_between_sites,
+    measured_sites,
+    pathology,
+    signal_and_noise,
+    spine,
+)
+from lit_resnorm.measures.moments.pathology import MIN_LAYERS
+from lit_resnorm.measures.observe import Reduce
+from lit_resnorm.measures.sites import Site
+from lit_resnorm_callbacks.base import Batch, Cadence, Probe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_QUANTITIES = (
+    "effective_rank",
+    "sensitivity",
+    "mu2",
+    "nu2",
+    "mu4",
+    "nu1",
+    "delta_bn",
+    "delta_phi",
+    "noise_power",
+    "identity_deviation",
+    "branch_share",
+)
+
+
+@runtime_checkable
+class TakesVerdicts(Protocol):
+    """A logger that keeps verdicts in words, as `RunHistory` does."""
+
+    def log_verdict(self, key: str, word: str) -> None:
+        """Keep a verdict."""
+
+
+class MomentTracer(Probe):
+    """Log by depth whether the signal collapses, and whether noise drowns it.
+
+    Signal and the noise of the linearised network travel through one forward pass of
+    any network. Measured are the outputs of activations, norms and residual additions;
+    `sites` selects among them and all other modules. An operation that can't be
+    linearised is named in a warning, and the noise that depends on it is NaN.
+
+    Logs:
+        moments/effective_rank/<site>: Of the channels; 1 where examples lie on a line.
+        moments/sensitivity/<site>: Chi, noise over signal, 1 at the input.
+        moments/mu2/<site>, moments/nu2/<site>: Variance, and mean square.
+        moments/mu4/<site>, moments/nu1/<site>: Fourth central moment and mean absolute
+            value, at norms.
+        moments/delta_bn/<site>: Growth of chi from before the weights to after a norm.
+        moments/delta_phi/<site>: Growth of chi over an activation.
+        moments/noise_power/<site>: Mean square of a noise that enters as strong as the
+            signal.
+        moments/branch_share/<site>: Share of a branch in the variance of an addition.
+        moments/identity_deviation/<site>: Norm of the branch over that of the skip.
+        moments/log_slope, moments/log_goodness: Growth of log chi a layer, and the
+            share of its variance that a straight line explains (from 8 layers on).
+        moments/power_exponent, moments/power_goodness: The same against log depth.
+        moments/pathology: 0 none, 1 signal collapsed, 2 noise explodes, -1
+            undetermined, as with fewer than 8 layers; in words in `summary.json`.
+        moments/seconds: Seconds that the measurement took.
+        moments/failed: 1 where a measurement came to nothing.
+
+    Args:
+        name: Prefix of the logged names.
+        cadence: Optimizer steps between measurements.
+        num_examples: Size of the probe batch, over all ranks.
+        num_directions: Noises an example.
+        effective_rank: Whether to measure effective ranks, which cost most.
+        seed: Of the noise.
+        **options: See :class:`~lit_resnorm_callbacks.base.Probe`.
+
+    Raises:
+        ValueError: If an option can't be right.
+    """
+
+    def __init__(
+        self,
+        name: str = "moments",
+        cadence: Cadence | int = 100,
+        num_examples: int = 256,
+        *,
+        num_directions: int = 1,
+        effective_rank: bool = True,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(name, cadence, num_examples, **options)
+        if num_directions < 1:
+            raise ValueError(
+                f"num_directions is {num_directions}; it must be at least 1"
+            )
+        self.num_directions = num_directions
+        self.effective_rank = effective_rank
+        self.seed = seed
+        self._num_chunks = 1
+        self._chosen: tuple[Site, ...] = ()
+        self._flow: Flow | None = None
+        self._verdict: Verdict | None = None
+        self._depths: dict[str, int] = {}
+
+    def prepare(self, module: LightningModule, sites: tuple[Site, ...]) -> None:
+        """Choose the sites; say so where there are none."""
+        self._chosen = measured_sites(sites, self.sites)
+        self._flow = None
+        if not self._chosen:
+            rank_zero_info(
+                f"{self.name}: {type(module).__name__} has no activation, norm or"
+                " residual addition to measure; `sites` can name other modules"
+            )
+
+    def smaller(self) -> bool:
+        """Spread the probe batch over twice as many passes."""
+        if self.norm_mode == "train" or self._num_chunks >= self.num_examples:
+            return False
+        self._num_chunks *= 2
+        return True
+
+    def measure(
+        self, module: LightningModule, batch: Batch, reduce: Reduce
+    ) -> dict[str, Tensor]:
+        """Return the moments by site, the trends and the verdict."""
+        if not self._chosen:
+            return {}
+        if self._flow is None:
+            self._flow = flow_between_sites(
+                module, batch, sites=self._chosen, forward=self.forward_fn
+            )
+        profile = signal_and_noise(
+            module,
+            batch,
+            sites=self._flow,
+            forward=self.forward_fn,
+            norm_mode=self.norm_mode,
+            num_directions=self.num_directions,
+            num_chunks=self._num_chunks,
+            seed=self.seed,
+            effective_rank=self.effective_rank,
+            reduce=reduce,
+        )
+        self._tell_without_rule(profile)
+        self._verdict = pathology(profile)
+        self._depths = spine(profile)
+        return {**_by_site(profile.sites[1:]), **_trends(self._verdict)}
+
+    def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Measure and log; keep the verdict in words."""
+        self._verdict = None
+        super().run(trainer, module, step)
+        word = "undetermined" if self._verdict is None else self._verdict.pathology
+        for logger in trainer.loggers:
+            if isinstance(logger, TakesVerdicts):
+                logger.log_verdict(f"{self.prefix}/pathology", word)
+
+    def figures(self) -> dict[str, Figure]:
+        """Return one figure a quantity, and one of the growth of chi."""
+        figures = super().figures()
+        chi = self._records.by_site("sensitivity")
+        curves = {
+            step: [(depth, chi[site][step]) for site, depth in self._depths.items()]
+            for step in sorted({step for curve in chi.values() for step in curve})
+            if all(step in chi.get(site, {}) for site in self._depths)
+        }
+        if len(self._depths) > 1 and curves:
+            key = f"{self.prefix}/growth"
+            figures[key] = growth(curves, quantity="normalised sensitivity", title=key)
+        return figures
+
+    def _tell_without_rule(self, profile: DepthProfile) -> None:
+        reason = ", ".join(profile.without_rule)
+        if reason and reason not in self._warned:
+            self._warned.add(reason)
+            rank_zero_warn(
+                f"{self.name}: {reason} can't be differentiated forward; noise that"
+                " depends on it is NaN, the rest is measured"
+            )
+
+
+def _by_site(sites: tuple[SiteMoments, ...]) -> dict[str, Tensor]:
+    values = {}
+    for quantity in _QUANTITIES:
+        for site in sites:
+            value = getattr(site, quantity)
+            if value is not None:
+                values[f"{quantity}/{site.name}"] = value
+    return values
+
+
+def _trends(verdict: Verdict) -> dict[str, Tensor]:
+    numbers: dict[str, float] = {"pathology": verdict.code}
+    if verdict.num_layers >= MIN_LAYERS:
+        numbers |= {
+            "log_slope": verdict.exponential.slope,
+            "log_goodness": verdict.exponential.goodness,
+            "power_exponent": verdict.power.slope,
+            "power_goodness": verdict.power.goodness,
+        }
+    return {
+        key: torch.tensor(value, dtype=torch.float64) for key, value in numbers.items()
+    }
