@@ -26,7 +26,7 @@ from lit_resnorm.papers.item import (
     grid,
     ordered,
 )
-from lit_resnorm.papers.summaries import means
+from lit_resnorm.papers.summaries import means, where
 from lit_resnorm.papers.training import fit_full_batch
 from lit_resnorm.theory import least_squares_loss
 
@@ -81,7 +81,7 @@ def checks(curves: pd.DataFrame, settings: Settings) -> list[Check]:
             "D",
         ),
     ]
-    last = curves[curves.step == curves.step.max()]
+    last = where(curves, step=curves.step.max())
     end = means(last, "variant", "excess", median=True)
     checks.append(
         ordered(

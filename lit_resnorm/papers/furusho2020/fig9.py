@@ -49,7 +49,7 @@ def run(settings: Settings, cell: Cell, seed: int) -> list[Row]:
     )
     spectrum = fisher_spectrum(module, x, output="gaussian", num_eigenvalues=1)
     rates.append(settings["share_of_bound"] * spectrum.rate_bound)
-    losses = Losses()
+    losses = Losses(every=settings["every"])
     fit_full_batch(module, x, y, settings["num_steps"] + 1, callbacks=[losses])
     return [{**row, "rate": rates[0]} for row in losses.rows]
 
@@ -114,10 +114,11 @@ FIG9 = Item(
             "share_of_bound": 0.5,
             "num_draws": 10,
             "low": 0.1,
+            "every": 5,
         }
         for name, data, num_train, width, num_steps in (
-            ("small", "Digits", 200, 64, 200),
-            ("full", "MNIST", 1000, 784, 1000),
+            ("small", "Digits", 200, 64, 1000),
+            ("full", "MNIST", 1000, 784, 5000),
         )
     },
     cells=lambda settings: grid(variant=VARIANTS, draw=range(settings["num_draws"])),
