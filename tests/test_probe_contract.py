@@ -296,7 +296,7 @@ def test_torchvision_resnet_is_measured_as_it_is(probe):
     trainer = quiet_trainer(callbacks=[probe()])
     trainer.validate(Resnet(), DataLoader(images, 6), verbose=False)
     measured = values(trainer, probe().name)
-    assert any("net.layer4.1.relu" in key for key in measured)
+    assert any("net.layer4.1." in key for key in measured)
     assert f"{probe().name}/failed" not in measured
 
 
@@ -333,7 +333,7 @@ def test_compiled_modules_are_measured_in_their_eager_form(probe):
 
     trainer, _ = fit([probe(cadence=2)], steps=4, module=Compiled())
     measured = values(trainer, probe().name)
-    assert any(key.endswith(".inner.1") for key in measured)
+    assert any(".inner." in key for key in measured)
     assert not any("_orig_mod" in key for key in measured)
 
 

@@ -2,6 +2,7 @@
 
 from lit_resnorm.measures.fisher.spectrum import (
     FisherSpectrum,
+    check_arguments,
     empirical_fisher_spectrum,
     fisher_gram,
     fisher_spectrum,
@@ -9,6 +10,7 @@ from lit_resnorm.measures.fisher.spectrum import (
 
 __all__ = [
     "FisherSpectrum",
+    "check_arguments",
     "empirical_fisher_spectrum",
     "fisher_gram",
     "fisher_spectrum",

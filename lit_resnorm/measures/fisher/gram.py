@@ -91,7 +91,7 @@ def _add(gram_DD: Tensor, store: Store, shards: Shards, memory: int) -> None:
 
 
 def _pairs(num: int, size: int, shards: Shards) -> Iterator[tuple[slice, slice]]:
-    """Return this rank's share of the pairs of tiles, the second not before the first."""
+    """Return this rank's share of the pairs of tiles in the upper triangle."""
     tiles = [slice(at, min(num, at + size)) for at in range(0, num, size)]
     pairs = [(a, b) for i, a in enumerate(tiles) for b in tiles[i:]]
     yield from pairs[shards.rank :: len(shards.counts)]

@@ -57,6 +57,9 @@ class Layout:
         Raises:
             ValueError: If the distribution does not fit the shape.
         """
+        if output == "auto":
+            dim = (1 if len(shape) > 3 else -1) if class_dim is None else class_dim
+            output = "bernoulli" if shape[dim] == 1 else "softmax"
         kind = check_output(output)
         if class_dim is not None and not -len(shape) <= class_dim < len(shape):
             raise ValueError(

@@ -34,7 +34,6 @@ from lit_resnorm.measures.observe import (
     untouched,
 )
 
-
 KEPT_GRAPHS = 2**30
 """Bytes up to which the graph of the whole batch is kept between products."""
 
@@ -173,8 +172,8 @@ def _recorded_row(
     output = run(recorded, empty=empty)
     if not output.requires_grad:
         raise ValueError(
-            f"the output of {type(network.model).__name__} does not depend on any of its"
-            f" {len(network.parameters)} trainable parameters"
+            f"the output of {type(network.model).__name__} does not depend on any of"
+            f" its {len(network.parameters)} trainable parameters"
         )
     return recorder, output
 
@@ -198,7 +197,8 @@ def _examples(
     weight, count = (totals if shards.alone else shards.reduce(totals)).tolist()
     if not count:
         raise ValueError("no position of the probe batch has a positive weight")
-    scales_NT = (weights_NT * (settings.loss_scale / weight)).sqrt().gather(1, slots_NT)
+    shares_NT = weights_NT * (settings.loss_scale / weight)
+    scales_NT = shares_NT.sqrt().gather(1, slots_NT)
     return Examples(
         x=x,
         num_rows=num,

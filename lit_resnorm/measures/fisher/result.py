@@ -48,5 +48,5 @@ class FisherSpectrum:
 
     @property
     def rate_bound(self) -> float:
-        """Learning rate 2 / max above which gradient descent diverges on a quadratic."""
+        """Rate 2 / max, above which gradient descent diverges on a quadratic."""
         return 2.0 / self.max if self.max else float("inf")

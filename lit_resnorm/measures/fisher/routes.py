@@ -6,7 +6,7 @@ Shapes: D dual coefficients of all ranks, P parameters.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,15 +28,21 @@ class Wanted:
 
     Attributes:
         num_eigenvalues: None all non-zero ones, 0 none, else the largest.
+        layer_eigenvalues: The same for each layer's block.
         tol: Bound on the relative error of each where iterations give them.
         trace: Whether the trace is wanted where eigenvalues do not give it.
         start: Dual start vectors, shape `(D, B)`.
     """
 
     num_eigenvalues: int | None
+    layer_eigenvalues: int | None
     tol: float
     trace: bool
     start: Tensor | None
+
+    def of_layer(self) -> Wanted:
+        """Return what is asked for of a layer's block."""
+        return replace(self, num_eigenvalues=self.layer_eigenvalues, start=None)
 
 
 def spectrum(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpectrum:
@@ -102,14 +108,16 @@ def _from_matrix(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpect
         matrix, places = parameter_matrix(of.sweep)
         for name, blocks in layers.items():
             at = torch.cat([places[block] for block in blocks])
-            found[name] = _decomposed(of, matrix[at][:, at], wanted, _size(blocks))
+            found[name] = _decomposed(
+                of, matrix[at][:, at], wanted.of_layer(), _size(blocks)
+            )
         return _decomposed(of, matrix, wanted, of.num_parameters, found)
     check_memory(dim, of)
     if of.coupled:
         eye_DD = of.units()
         for name, blocks in layers.items():
             own = of.products(_names(blocks))(eye_DD)
-            found[name] = _decomposed(of, own, wanted, _size(blocks))
+            found[name] = _decomposed(of, own, wanted.of_layer(), _size(blocks))
         whole = of.products()(eye_DD)
         return _decomposed(of, whole, wanted, of.num_parameters, found)
     parts: dict[str, list[Tensor]] = {name: [] for name in layers}
@@ -122,7 +130,9 @@ def _from_matrix(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpect
         parts[name].append(own_DD)
         if len(parts[name]) == len(layers[name]):
             layer_DD = torch.stack(parts.pop(name)).sum(dim=0)
-            found[name] = _decomposed(of, layer_DD, wanted, _size(layers[name]))
+            found[name] = _decomposed(
+                of, layer_DD, wanted.of_layer(), _size(layers[name])
+            )
 
     gram_DD = gram_matrix(of.sweep, of.memory, each_block if layers else None)
     ordered = {name: found[name] for name in layers}
@@ -155,6 +165,9 @@ def _decomposed(
 # and eigenvalues off by some 1e-8 of the largest one.
 _DOUBLE_UP_TO = 1536
 
+# Up to this, a whole decomposition takes no longer than iterations.
+_DECOMPOSED_UP_TO = 160
+
 
 def _all_pairs(matrix: Tensor) -> Eigenpairs:
     num = len(matrix)
@@ -171,19 +184,21 @@ def _all_pairs(matrix: Tensor) -> Eigenpairs:
 
 def _top_pairs(matrix: Tensor, wanted: Wanted) -> Eigenpairs:
     k, num = wanted.num_eigenvalues or 0, len(matrix)
-    if num <= 4 * k or num <= 640:
+    if num <= max(4 * k, _DECOMPOSED_UP_TO):
         every = _all_pairs(matrix)
         return Eigenpairs(
             every.values[:k], every.vectors, every.residuals[:k], 0, converged=True
         )
+    # Products of a block cost little more than those of a vector.
+    block = max(k, 4)
     noise = torch.Generator().manual_seed(0)
-    start = torch.randn(num, k, generator=noise, dtype=torch.float64).to(matrix.device)
+    start = torch.randn(num, block, generator=noise, dtype=torch.float64)
     return top_eigenpairs(
-        lambda block: (matrix @ block.to(matrix.dtype)).double(),
-        start,
+        lambda dual_DB: (matrix @ dual_DB.to(matrix.dtype)).double(),
+        start.to(matrix.device),
         k,
         tol=wanted.tol,
-        block=k,
+        block=block,
         precision=torch.finfo(matrix.dtype).eps,
     )
 
@@ -225,8 +240,9 @@ def _from_products(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpe
 
     def measured(names: tuple[str, ...], own: Sequence[Block]) -> FisherSpectrum:
         products = of.products(names)
-        k = min(wanted.num_eigenvalues or 0, of.examples.dim)
         whole = not names
+        count = wanted.num_eigenvalues if whole else wanted.layer_eigenvalues
+        k = of.examples.dim if count is None else min(count, of.examples.dim)
         start = wanted.start if whole and wanted.start is not None else None
         cold = start is None or start.shape[0] != of.examples.dim
         if start is None or cold:

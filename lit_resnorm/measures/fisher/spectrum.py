@@ -12,12 +12,16 @@ squared distance, summed over outputs, averaged over examples.
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from lit_resnorm.measures.fisher.gram import gram_matrix
-from lit_resnorm.measures.fisher.measurement import Settings, measurement
+from lit_resnorm.measures.fisher.heads import check_output
+from lit_resnorm.measures.fisher.layers import Block
+from lit_resnorm.measures.fisher.measurement import Measurement, Settings, measurement
 from lit_resnorm.measures.fisher.names import layers_by_site
 from lit_resnorm.measures.fisher.network import Forward, apply
 from lit_resnorm.measures.fisher.result import FisherSpectrum
@@ -33,9 +37,10 @@ def fisher_spectrum(
     *,
     output: str = "softmax",
     norm_mode: str = "frozen",
-    num_eigenvalues: int | None = None,
+    num_eigenvalues: int | Literal["auto"] | None = None,
     tol: float = 1e-5,
-    per_layer: bool = False,
+    per_layer: bool | str = False,
+    layer_eigenvalues: int | Literal["same"] | None = "same",
     reduce: Reduce = identity,
     forward: Forward = apply,
     class_dim: int | None = None,
@@ -55,14 +60,17 @@ def fisher_spectrum(
         x: The batch, or this rank's rows of it: a tensor, or a nest of tensors whose
             first dimensions count rows.
         output: `softmax`, `bernoulli` or `gaussian`: the distribution that the loss
-            belongs to.
+            belongs to; `auto`: softmax for two or more logits, bernoulli for one.
         norm_mode: `frozen`, `eval` or `train`; in mode `train` rows depend on each
             other, and every rank must hold the whole batch.
         num_eigenvalues: None: all non-zero ones (above 1e-10 of the largest in float64,
             1e-6 in float32); 0: none, trace and mean alone; k: the largest k, fewer
-            where the rank is lower.
+            where the rank is lower; `auto`: all where the matrix has at most 4096 rows,
+            else the largest 10.
         tol: Relative error of the largest k.
-        per_layer: Also each parameter-owning module's own block of the matrix.
+        per_layer: Also each parameter-owning module's own block of the matrix; a
+            regular expression selects them by site.
+        layer_eigenvalues: As `num_eigenvalues`, for each block.
         reduce: Sums a tensor over ranks.
         forward: How the model is applied, `(model, x) -> output`.
         class_dim: Dimension of the output that counts an example's outputs; every
@@ -85,8 +93,8 @@ def fisher_spectrum(
     settings = Settings(
         output, norm_mode, reduce, forward, class_dim, weights, None, loss_scale, memory
     )
-    wanted = _wanted(num_eigenvalues, tol, trace, start)
-    return _spectrum(model, x, settings, wanted, per_layer=per_layer)
+    asked = _Asked(num_eigenvalues, layer_eigenvalues, tol, trace, start, per_layer)
+    return _spectrum(model, x, settings, asked)
 
 
 def empirical_fisher_spectrum(
@@ -96,9 +104,10 @@ def empirical_fisher_spectrum(
     *,
     output: str = "softmax",
     norm_mode: str = "frozen",
-    num_eigenvalues: int | None = None,
+    num_eigenvalues: int | Literal["auto"] | None = None,
     tol: float = 1e-5,
-    per_layer: bool = False,
+    per_layer: bool | str = False,
+    layer_eigenvalues: int | Literal["same"] | None = "same",
     reduce: Reduce = identity,
     forward: Forward = apply,
     class_dim: int | None = None,
@@ -124,6 +133,7 @@ def empirical_fisher_spectrum(
         num_eigenvalues: None all non-zero ones, 0 none, k the largest k.
         tol: Relative error of the largest k.
         per_layer: Also each parameter-owning module's own block.
+        layer_eigenvalues: How many eigenvalues of each block.
         reduce: Sums a tensor over ranks.
         forward: How the model is applied.
         class_dim: Dimension of the output that counts an example's outputs.
@@ -139,8 +149,8 @@ def empirical_fisher_spectrum(
     settings = Settings(
         output, norm_mode, reduce, forward, class_dim, weights, y, loss_scale, memory
     )
-    wanted = _wanted(num_eigenvalues, tol, trace, start)
-    return _spectrum(model, x, settings, wanted, per_layer=per_layer)
+    asked = _Asked(num_eigenvalues, layer_eigenvalues, tol, trace, start, per_layer)
+    return _spectrum(model, x, settings, asked)
 
 
 def fisher_gram(
@@ -180,23 +190,85 @@ def fisher_gram(
         return gram_matrix(of.sweep, memory)
 
 
-def _wanted(
-    num_eigenvalues: int | None, tol: float, trace: bool, start: Tensor | None
-) -> Wanted:
-    if num_eigenvalues is not None and num_eigenvalues < 0:
-        raise ValueError(f"num_eigenvalues is {num_eigenvalues}; it can't be negative")
+def check_arguments(
+    *,
+    output: str,
+    num_eigenvalues: int | Literal["auto"] | None,
+    layer_eigenvalues: int | Literal["same"] | None = "same",
+    tol: float,
+) -> None:
+    """Refuse what can't be right, whatever the model.
+
+    Raises:
+        ValueError: With the argument's name and value.
+    """
+    if output != "auto":
+        check_output(output)
+    counts = {
+        "num_eigenvalues": (num_eigenvalues, "auto"),
+        "layer_eigenvalues": (layer_eigenvalues, "same"),
+    }
+    for option, (value, word) in counts.items():
+        if isinstance(value, str) and value != word:
+            raise ValueError(f"{option} is {value!r}; give a number, None or {word!r}")
+        if isinstance(value, int) and value < 0:
+            raise ValueError(f"{option} is {value}; it can't be negative")
     if not 0 < tol < 1:
         raise ValueError(f"tol is {tol}; it must lie between 0 and 1")
-    return Wanted(num_eigenvalues, tol, trace, start)
+
+
+# "auto" decomposes a Gram matrix of up to this many rows: seconds.
+_DECOMPOSED_AUTOMATICALLY = 4096
+_LARGEST_AUTOMATICALLY = 10
+
+
+@dataclass(frozen=True)
+class _Asked:
+    num_eigenvalues: int | Literal["auto"] | None
+    layer_eigenvalues: int | Literal["same"] | None
+    tol: float
+    trace: bool
+    start: Tensor | None
+    per_layer: bool | str
+
+    def of(self, measured: Measurement) -> Wanted:
+        """Return what is wanted of a matrix of known size."""
+        count = self.num_eigenvalues
+        if count == "auto":
+            size = min(measured.num_parameters, measured.examples.dim)
+            whole = size <= _DECOMPOSED_AUTOMATICALLY
+            count = None if whole else _LARGEST_AUTOMATICALLY
+        each = count if self.layer_eigenvalues == "same" else self.layer_eigenvalues
+        return Wanted(count, each, self.tol, self.trace, self.start)
 
 
 def _spectrum(
-    model: nn.Module, x: Any, settings: Settings, wanted: Wanted, *, per_layer: bool
+    model: nn.Module, x: Any, settings: Settings, asked: _Asked
 ) -> FisherSpectrum:
+    check_arguments(
+        output=settings.output,
+        num_eigenvalues=asked.num_eigenvalues,
+        layer_eigenvalues=asked.layer_eigenvalues,
+        tol=asked.tol,
+    )
     with measurement(model, x, settings) as of:
-        layers = {}
-        if per_layer:
+        layers: dict[str, tuple[Block, ...]] = {}
+        if asked.per_layer:
             some = occupied(x)[0]
             few = some if of.coupled else take_rows(some, slice(0, 1))
             layers = layers_by_site(model, of.sweep.blocks, lambda: of.one_pass(few))
-        return spectrum(of, wanted, layers)
+            layers = _matching(layers, asked.per_layer)
+        return spectrum(of, asked.of(of), layers)
+
+
+def _matching(
+    layers: dict[str, tuple[Block, ...]], pattern: bool | str
+) -> dict[str, tuple[Block, ...]]:
+    if not isinstance(pattern, str):
+        return layers
+    chosen = {name: own for name, own in layers.items() if re.search(pattern, name)}
+    if not chosen:
+        raise ValueError(
+            f"per_layer is {pattern!r}, which matches none of {', '.join(layers)}"
+        )
+    return chosen

@@ -48,7 +48,7 @@ def block_product(kept: Kept, dual_DB: Tensor) -> Tensor:
     if kept.left is None:
         rows_DP = kept.rows.flatten(0, 1)
         return (rows_DP @ (rows_DP.T @ vectors)).double()
-    n, k, o, t = kept.rows.shape
+    n, k = kept.rows.shape[:2]
     mixed = torch.einsum("nkot,nkb->bnot", kept.rows, vectors.view(n, k, -1))
     weights_BOI = torch.einsum("bnot,nit->boi", mixed, kept.left)
     forth = torch.einsum("boi,nit->bnot", weights_BOI, kept.left)

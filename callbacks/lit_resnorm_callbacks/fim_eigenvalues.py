@@ -1,0 +1,252 @@
+"""Eigenvalues of the Fisher information matrix through training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from lit_resnorm.measures.fisher import (
+    FisherSpectrum,
+    check_arguments,
+    fisher_spectrum,
+)
+from lit_resnorm.measures.observe import Reduce, identity, num_rows, take_rows
+from lit_resnorm_callbacks.base import Batch, Cadence, Probe
+from lit_resnorm_callbacks.rates import largest_rate
+
+_LABELS = ("labels", "label", "targets", "target", "y")
+
+
+def targets_of(batch: Batch) -> Tensor | None:
+    """Return a batch's labels: a tuple's second element, or a dict's by usual names."""
+    found: Any = None
+    if isinstance(batch, dict):
+        found = next((batch[name] for name in _LABELS if name in batch), None)
+    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
+        found = batch[1]
+    return found if isinstance(found, Tensor) else None
+
+
+# Losses by the name that our modules give them, and torch's own.
+_OUTPUTS = {"cross_entropy": "softmax", "mse": "gaussian"}
+_LOSSES = {nn.CrossEntropyLoss: "softmax", nn.BCEWithLogitsLoss: "bernoulli"}
+
+
+class FIMEigenvalueProbe(Probe):
+    """Follow the Fisher matrix's spectrum, and the rate bound that it sets.
+
+    Exact on any number of ranks: the expectation over the output's distribution is
+    taken in full, on a fixed batch, and eigenvalues are within `tol`. Where iterations
+    give them, the eigenvectors of one measurement start the next.
+
+    One warning comes when the largest learning rate in use passes its bound (SGD in
+    all its forms; never for adaptive optimizers, whose gradients are rescaled).
+
+    Logs:
+        fim/lambda_max: Largest eigenvalue, in units of the loss.
+        fim/lambda_max/residual: Norm of `F v - lambda_max v`, where iterations gave it.
+        fim/lambda_mean: Mean over all P eigenvalues, trace / P.
+        fim/trace: Sum of the eigenvalues.
+        fim/top/01: Largest, second, ... eigenvalue, up to ten.
+        fim/rate_bound: Rate above which the optimizer diverges on a quadratic of this
+            curvature: 2 / lambda_max, and by momentum, dampening and decay.
+        fim/rate: Largest learning rate in use.
+        fim/rate_ratio: fim/rate over fim/rate_bound.
+        fim/lambda_max/<site>: Largest eigenvalue of a layer's own block.
+        fim/trace/<site>: Trace of a layer's own block.
+        fim/spectrum: All measured eigenvalues: a table, and a figure at the end.
+        fim/seconds: Seconds that the measurement took.
+        fim/failed: 1 where a measurement came to nothing.
+
+    With `norm_mode="train"` examples are coupled, and names begin with `fim_batch`.
+
+    Args:
+        name: Prefix of the logged names.
+        cadence: Optimizer steps between measurements.
+        num_examples: Size of the probe batch, over all ranks.
+        output: `softmax`, `bernoulli` or `gaussian`; `auto` takes our modules' loss,
+            else softmax for two or more logits, bernoulli for one.
+        num_eigenvalues: The largest k; None all non-zero ones, 0 none; `auto` all where
+            the matrix has at most 4096 rows, else 10.
+        tol: Relative error of eigenvalues that iterations give.
+        per_layer: Whether each layer's block is measured too; `sites` selects layers.
+        loss_scale: Factor between the loss and the mean log-likelihood; 2 / C for
+            torch's mean over C squared errors.
+        class_dim: Dimension of the output that counts an example's outputs.
+        ignore_index: Label of positions that are no examples.
+        class_weights: Weights of the classes in the loss.
+        target_fn: Takes a batch, returns its labels; default: a tuple's second element,
+            a dict's `labels`, `label`, `targets`, `target` or `y`.
+        memory: Bytes that gradients may take; a quarter is tried when memory runs out.
+        **options: See :class:`~lit_resnorm_callbacks.base.Probe`.
+
+    Raises:
+        ValueError: If an option can't be right; at the start of the fit, if the module
+            has no trainable parameter or its output can't be read.
+    """
+
+    def __init__(
+        self,
+        name: str = "fim",
+        cadence: Cadence | int = 500,
+        num_examples: int = 256,
+        *,
+        output: Literal["auto", "softmax", "bernoulli", "gaussian"] = "auto",
+        num_eigenvalues: int | Literal["auto"] | None = "auto",
+        tol: float = 1e-5,
+        per_layer: bool = True,
+        loss_scale: float = 1.0,
+        class_dim: int | None = None,
+        ignore_index: int = -100,
+        class_weights: Sequence[float] | None = None,
+        target_fn: Callable[[Batch], Tensor | None] = targets_of,
+        memory: int = 2**28,
+        **options: Any,
+    ) -> None:
+        super().__init__(name, cadence, num_examples, **options)
+        if loss_scale <= 0:
+            raise ValueError(f"loss_scale is {loss_scale}; it must be positive")
+        if memory < 1:
+            raise ValueError(f"memory is {memory}; it must be at least 1 byte")
+        self.output = output
+        self.num_eigenvalues = num_eigenvalues
+        self.tol = tol
+        self.per_layer = per_layer
+        self.loss_scale = loss_scale
+        self.class_dim = class_dim
+        self.ignore_index = ignore_index
+        self.class_weights = class_weights
+        self.target_fn = target_fn
+        self.memory = memory
+        self._vectors: Tensor | None = None
+        self._warned_of_rate = False
+        check_arguments(output=output, num_eigenvalues=num_eigenvalues, tol=tol)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the base's state and the dual eigenvectors of the last measurement."""
+        return {**super().state_dict(), "vectors": self._vectors}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        super().load_state_dict(state_dict)
+        self._vectors = state_dict["vectors"]
+
+    def smaller(self) -> bool:
+        """Take a quarter of the memory, down to a mebibyte."""
+        self.memory //= 4
+        return self.memory >= 2**20
+
+    def measure(
+        self, module: LightningModule, batch: Batch, reduce: Reduce
+    ) -> dict[str, Tensor]:
+        """Return eigenvalues, trace and rate bound, of the whole and by layer."""
+        found = self._spectrum(
+            module,
+            batch,
+            num_eigenvalues=self.num_eigenvalues,
+            per_layer=(self.sites or True) if self.per_layer else False,
+            layer_eigenvalues=None if self.num_eigenvalues == 0 else 1,
+            weights=self._weights(batch),
+            reduce=reduce,
+            start=self._vectors,
+        )
+        if found.vectors is not None:
+            self._vectors = found.vectors.float().cpu()
+        values = {"trace": found.trace, "lambda_mean": found.mean}
+        if self.num_eigenvalues != 0:
+            values |= {"lambda_max": found.max, **self._rates(module, found.max)}
+            top = found.eigenvalues[:10].tolist()
+            values |= {f"top/{i:02d}": value for i, value in enumerate(top, 1)}
+        if found.vectors is not None and found.residuals.numel():
+            values["lambda_max/residual"] = float(found.residuals[0])
+        for site, layer in found.layers.items():
+            values[f"trace/{site}"] = layer.trace
+            if self.num_eigenvalues != 0:
+                values[f"lambda_max/{site}"] = layer.max
+        tensors = {
+            key: torch.tensor(value, dtype=torch.float64)
+            for key, value in values.items()
+        }
+        if found.eigenvalues.numel() > 1:
+            tensors["spectrum"] = found.eigenvalues
+        return tensors
+
+    def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
+        super()._prepare(trainer, module)
+        if num_rows(self._batch):
+            # What the estimator refuses, it refuses on two examples too.
+            few = take_rows(self._batch, slice(2))
+            per_layer = self.sites if self.per_layer and self.sites else False
+            self._spectrum(
+                module, few, num_eigenvalues=0, reduce=identity, per_layer=per_layer
+            )
+
+    def _spectrum(
+        self, module: LightningModule, batch: Batch, **asked: Any
+    ) -> FisherSpectrum:
+        return fisher_spectrum(
+            module,
+            batch,
+            output=self._output(module),
+            norm_mode=self.norm_mode,
+            tol=self.tol,
+            forward=self.forward_fn,
+            class_dim=self.class_dim,
+            loss_scale=self.loss_scale,
+            memory=self.memory,
+            **asked,
+        )
+
+    def _output(self, module: LightningModule) -> str:
+        loss = getattr(module, "loss", None)
+        if self.output != "auto":
+            return self.output
+        if isinstance(loss, str) and loss in _OUTPUTS:
+            return _OUTPUTS[loss]
+        if isinstance(loss, nn.modules.loss._Loss):
+            if type(loss) not in _LOSSES:
+                raise ValueError(
+                    f"{self.name}: output is 'auto' and the module's loss is"
+                    f" {type(loss).__name__}, which tells no distribution; give output"
+                    " 'softmax', 'bernoulli' or 'gaussian' (and loss_scale)"
+                )
+            return _LOSSES[type(loss)]
+        return "auto"
+
+    def _weights(self, batch: Batch) -> Tensor | None:
+        labels = self.target_fn(batch)
+        if labels is None or labels.is_floating_point():
+            return None
+        counted = labels != self.ignore_index
+        if self.class_weights is None:
+            return None if bool(counted.all()) else counted.double()
+        of_class = torch.tensor(
+            self.class_weights, dtype=torch.float64, device=labels.device
+        )
+        return of_class[labels.where(counted, 0)] * counted
+
+    def _rates(self, module: LightningModule, lambda_max: float) -> dict[str, float]:
+        trainer = module._trainer
+        optimizers = [] if trainer is None else trainer.optimizers
+        rate = largest_rate(optimizers, lambda_max)
+        if rate is None:
+            return {"rate_bound": 2 / lambda_max if lambda_max else float("inf")}
+        ratio = rate.value / rate.bound if rate.bound else float("inf")
+        if rate.binding and ratio > 1 and not self._warned_of_rate:
+            self._warned_of_rate = True
+            rank_zero_warn(
+                f"{self.name}: the learning rate {rate.value:.3g} is"
+                f" {ratio:.3g} times its bound {rate.bound:.3g}, above which the"
+                " optimizer diverges on a quadratic of the measured curvature"
+                f" (lambda_max {lambda_max:.3g})"
+            )
+        return {
+            "rate_bound": rate.bound,
+            "rate": rate.value,
+            "rate_ratio": ratio,
+        }

@@ -1,0 +1,335 @@
+"""The Fisher probe in a Trainer."""
+
+import math
+import warnings
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from small import FunctionalNet, loaders, quiet_trainer, vectors
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from lit_resnorm.measures.fisher import fisher_spectrum
+from lit_resnorm.measures.observe import identity
+from lit_resnorm_callbacks import Cadence, FIMEigenvalueProbe
+from lit_resnorm_callbacks.rates import largest_rate
+
+X, Y = vectors(40, seed=1).tensors
+
+
+def fit(probe, module=None, steps=4, **options):
+    L.seed_everything(7, verbose=False)
+    module = module or FunctionalNet()
+    trainer = quiet_trainer(max_steps=steps, callbacks=[probe], **options)
+    trainer.fit(module, *loaders())
+    return {k: float(v) for k, v in trainer.callback_metrics.items()}, module
+
+
+def test_logged_values_are_those_of_the_function_on_the_probe_batch():
+    values, module = fit(FIMEigenvalueProbe(num_examples=24))
+    found = fisher_spectrum(module, X[:24], per_layer=True)
+    assert values["fim/lambda_max"] == pytest.approx(found.max, rel=1e-5)
+    assert values["fim/trace"] == pytest.approx(found.trace, rel=1e-5)
+    assert values["fim/lambda_mean"] == pytest.approx(found.mean, rel=1e-5)
+    assert values["fim/rate_bound"] == pytest.approx(2 / found.max, rel=1e-5)
+    assert values["fim/rate"] == pytest.approx(1e-2)
+    for rank in range(1, 11):
+        expected = float(found.eigenvalues[rank - 1])
+        assert values[f"fim/top/{rank:02d}"] == pytest.approx(expected, rel=1e-5)
+    for site, layer in found.layers.items():
+        assert values[f"fim/trace/{site}"] == pytest.approx(layer.trace, rel=1e-5)
+        assert values[f"fim/lambda_max/{site}"] == pytest.approx(layer.max, rel=1e-4)
+
+
+def test_sites_select_layers_and_a_pattern_that_matches_none_is_refused():
+    values, _ = fit(FIMEigenvalueProbe(sites="first|head", num_examples=16))
+    sites = [key for key in values if key.startswith("fim/trace/")]
+    assert [site.rpartition(".")[2] for site in sites] == ["first", "head"]
+    with pytest.raises(ValueError, match="'attention', which matches none of"):
+        fit(FIMEigenvalueProbe(sites="attention"))
+
+
+def test_coupled_examples_are_logged_under_another_name():
+    values, module = fit(
+        FIMEigenvalueProbe(norm_mode="train", num_examples=8, num_eigenvalues=1)
+    )
+    found = fisher_spectrum(module, X[:8], norm_mode="train", num_eigenvalues=1)
+    assert values["fim_batch/lambda_max"] == pytest.approx(found.max, rel=1e-4)
+    assert not [key for key in values if key.startswith("fim/")]
+
+
+def test_eigenvectors_are_kept_and_the_next_measurement_takes_fewer_products(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(
+        "lit_resnorm.measures.fisher.routes.matrix_is_cheaper", lambda *_: False
+    )
+    def probe():
+        return FIMEigenvalueProbe(num_eigenvalues=2, per_layer=False, cadence=2)
+
+    checkpoint = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=4)
+    L.seed_everything(7, verbose=False)
+    trainer = quiet_trainer(
+        max_steps=4, callbacks=[probe(), checkpoint], enable_checkpointing=True
+    )
+    trainer.fit(FunctionalNet(lr=1e-5), *loaders())
+    trainer = quiet_trainer(max_steps=6, callbacks=[probe()])
+    module = FunctionalNet(lr=1e-5)
+    trainer.fit(module, *loaders(), ckpt_path=tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt")["callbacks"]
+    start = saved[probe().state_key]["vectors"]
+    assert start.shape[1] == 2
+    cold = fisher_spectrum(module, X, num_eigenvalues=2)
+    warm = fisher_spectrum(module, X, num_eigenvalues=2, start=start)
+    assert warm.num_products < cold.num_products
+    torch.testing.assert_close(warm.eigenvalues, cold.eigenvalues, rtol=2e-5, atol=0.0)
+    logged = float(trainer.callback_metrics["fim/lambda_max"])
+    assert logged == pytest.approx(cold.max, rel=2e-5)
+
+
+class Other(FunctionalNet):
+    """Another head and loss."""
+
+    def __init__(self, loss, width):
+        super().__init__()
+        self.loss = loss
+        self.head = nn.Linear(16, width)
+
+    def training_step(self, batch, batch_idx):
+        return self(batch[0]).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("loss", "width", "output"),
+    [
+        (None, 3, "softmax"),
+        (None, 1, "bernoulli"),
+        ("mse", 3, "gaussian"),
+        ("cross_entropy", 3, "softmax"),
+        (nn.CrossEntropyLoss(), 3, "softmax"),
+        (nn.BCEWithLogitsLoss(), 3, "bernoulli"),
+    ],
+    ids=str,
+)
+def test_the_output_is_read_off_the_modules_loss_or_its_logits(loss, width, output):
+    values, module = fit(FIMEigenvalueProbe(num_examples=12), Other(loss, width))
+    found = fisher_spectrum(module, X[:12], output=output)
+    assert values["fim/lambda_max"] == pytest.approx(found.max, rel=1e-4)
+
+
+def test_a_loss_that_tells_no_distribution_is_refused_before_training():
+    with pytest.raises(ValueError, match="'auto' and the module's loss is MSELoss"):
+        fit(FIMEigenvalueProbe(), Other(nn.MSELoss(), 3))
+    values, module = fit(
+        FIMEigenvalueProbe(output="gaussian", loss_scale=2 / 3, num_examples=12),
+        Other(nn.MSELoss(), 3),
+    )
+    found = fisher_spectrum(module, X[:12], output="gaussian")
+    assert values["fim/lambda_max"] == pytest.approx(found.max * 2 / 3, rel=1e-4)
+
+
+class Heads(FunctionalNet):
+    def forward(self, x):
+        return {"logits": super().forward(x)}
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0])["logits"], batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Heads(), "is a dict; a Fisher matrix needs a tensor"),
+        (FunctionalNet().requires_grad_(False), "no trainable parameter"),
+    ],
+)
+def test_a_module_that_can_not_be_read_is_refused_before_training(module, message):
+    with pytest.raises(ValueError, match=message):
+        fit(FIMEigenvalueProbe(), module)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output": "poisson"}, "output is 'poisson'"),
+        ({"num_eigenvalues": -2}, "num_eigenvalues is -2"),
+        ({"num_eigenvalues": "all"}, "num_eigenvalues is 'all'"),
+        ({"tol": 2.0}, "tol is 2.0"),
+        ({"loss_scale": 0}, "loss_scale is 0"),
+        ({"memory": 0}, "memory is 0"),
+    ],
+)
+def test_options_that_can_not_be_right_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FIMEigenvalueProbe(**options)
+
+
+class Tokens(L.LightningModule):
+    """Predicts a label at each position; position labels of -1 are ignored."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(6, 4)
+        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, tokens):
+        h = self.embed(tokens)
+        return self.head(h + self.attend(h, h, h)[0])
+
+    def training_step(self, batch, batch_idx):
+        logits = self(batch["tokens"])
+        return F.cross_entropy(logits.mT, batch["labels"], ignore_index=-1)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_dict_batches_with_ignored_positions_and_class_weights():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 6, (12, 5), generator=generator)
+    labels = torch.randint(-1, 3, (12, 5), generator=generator)
+    data = [{"tokens": t, "labels": y} for t, y in zip(tokens, labels, strict=True)]
+    probe = FIMEigenvalueProbe(
+        ignore_index=-1, class_weights=[1.0, 2.0, 0.5], num_examples=12
+    )
+    module = Tokens()
+    trainer = quiet_trainer(max_steps=2, callbacks=[probe])
+    loader = DataLoader(data, batch_size=4)
+    trainer.fit(module, loader, loader)
+    weights = torch.tensor([1.0, 2.0, 0.5])[labels.clamp_min(0)] * (labels >= 0)
+    found = fisher_spectrum(module, tokens, weights=weights)
+    logged = float(trainer.callback_metrics["fim/lambda_max"])
+    assert logged == pytest.approx(found.max, rel=1e-4)
+
+
+def test_weights_that_diverge_are_logged_as_nan_and_training_goes_on():
+    class Diverging(FunctionalNet):
+        def on_train_batch_end(self, *_):
+            with torch.no_grad():
+                self.first.weight.fill_(float("nan"))
+
+    values, module = fit(FIMEigenvalueProbe(cadence=2), Diverging())
+    assert math.isnan(values["fim/lambda_max"])
+    assert math.isnan(values["fim/trace"])
+    assert module.trainer.global_step == 4
+
+
+def test_out_of_memory_is_tried_again_with_a_quarter(monkeypatch):
+    tried = []
+
+    def scarce(model, x, *, memory, **options):
+        tried.append(memory)
+        if memory > 2**26:
+            raise torch.OutOfMemoryError("no memory")
+        return fisher_spectrum(model, x, memory=memory, **options)
+
+    probe = FIMEigenvalueProbe(cadence=Cadence(100, at_end=False), num_examples=8)
+    monkeypatch.setattr(probe, "_prepare", super(FIMEigenvalueProbe, probe)._prepare)
+    monkeypatch.setattr("lit_resnorm_callbacks.fim_eigenvalues.fisher_spectrum", scarce)
+    values, _ = fit(probe)
+    assert tried == [2**28, 2**26]
+    assert values["fim/lambda_max"] > 0
+
+
+def test_zero_eigenvalues_mean_trace_and_mean_alone():
+    values, _ = fit(FIMEigenvalueProbe(num_eigenvalues=0, num_examples=8))
+    assert values["fim/trace"] > 0
+    assert not [key for key in values if "lambda_max" in key or "rate" in key]
+
+
+@pytest.mark.parametrize("sgd", [True, False])
+def test_one_warning_comes_when_the_rate_passes_its_bound(sgd):
+    class Fast(FunctionalNet):
+        def configure_optimizers(self):
+            if sgd:
+                return torch.optim.SGD(self.parameters(), 1e3)
+            return torch.optim.Adam(self.parameters(), 1e3)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(FIMEigenvalueProbe(cadence=Cadence(1, at_end=False)), Fast(), steps=1)
+    warned = [w for w in caught if "times its bound" in str(w.message)]
+    assert len(warned) == int(sgd)
+
+
+def test_the_probe_works_with_compiled_autocast_accumulated_and_frozen_modules():
+    module = FunctionalNet()
+    module.first.requires_grad_(False)
+    module.compile(backend="eager")
+    values, module = fit(
+        FIMEigenvalueProbe(num_examples=16),
+        module,
+        precision="bf16-mixed",
+        accumulate_grad_batches=3,
+    )
+    found = fisher_spectrum(module, X[:16])
+    assert found.num_parameters == sum(
+        p.numel() for p in module.parameters() if p.requires_grad
+    )
+    assert values["fim/lambda_max"] == pytest.approx(found.max, rel=1e-4)
+
+
+REGRESSION = torch.Generator().manual_seed(0)
+INPUTS = torch.randn(30, 4, generator=REGRESSION).double()
+TARGETS = torch.randn(30, 1, generator=REGRESSION).double()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 0.3},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "dampening": 0.9},
+        {"momentum": 0.9, "nesterov": True},
+        {"momentum": 0.5, "nesterov": True, "weight_decay": 0.1},
+    ],
+    ids=str,
+)
+def test_descent_on_linear_regression_diverges_just_above_the_bound(options):
+    net = nn.Linear(4, 1, bias=False).double()
+    curvature = fisher_spectrum(net, INPUTS, output="gaussian").max
+
+    def distance(factor):
+        optimizer = torch.optim.SGD(net.parameters(), lr=1.0, **options)
+        rate = largest_rate([optimizer], curvature)
+        optimizer.param_groups[0]["lr"] = factor * rate.bound
+        nn.init.ones_(net.weight)
+        for _ in range(3000):
+            optimizer.zero_grad()
+            loss = (net(INPUTS) - TARGETS).square().sum() / (2 * len(INPUTS))
+            loss.backward()
+            optimizer.step()
+        return float(net.weight.detach().norm())
+
+    assert distance(1.02) > 1e6
+    assert distance(0.98) < 10
+
+
+def test_of_several_groups_the_largest_rate_counts():
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    groups = [
+        {"params": first.parameters(), "lr": 0.1},
+        {"params": second.parameters(), "lr": 0.3, "momentum": 0.5},
+    ]
+    rate = largest_rate([torch.optim.SGD(groups, lr=1.0)], 4.0)
+    assert rate == (0.3, 2 * 1.5 / 4.0, True)
+    adam = largest_rate([torch.optim.Adam(first.parameters(), lr=0.2)], 4.0)
+    assert adam == (0.2, 0.5, False)
+    assert largest_rate([], 4.0) is None
+
+
+def test_measure_needs_no_trainer():
+    module = FunctionalNet()
+    values = FIMEigenvalueProbe().measure(module, (X[:8], Y[:8]), identity)
+    assert float(values["rate_bound"]) == 2 / float(values["lambda_max"])
