@@ -69,7 +69,7 @@ class StabilityProbe(Probe):
             the run's.
         loss_fn: Takes output and target and returns the loss of each example; None:
             the module's own `losses`, else cross entropy.
-        damping: Added to the Gauss-Newton matrix of `influence`, with any weight decay.
+        damping: Added to the Gauss-Newton matrix of `influence`, beside weight decay.
         name: Prefix of the logged names.
         cadence: Optimizer steps between measurements; twins train at every step.
         num_examples: Size of the probe batch, over all ranks.
@@ -116,6 +116,7 @@ class StabilityProbe(Probe):
         self._module: LightningModule | None = None
         self._trained: list[str] = []
         self._num_train = 0
+        self._decay = 0.0
         self._saved: dict[str, Any] = {}
         self._batch_in_hand: Any = None
         self._under_way = False
@@ -180,7 +181,9 @@ class StabilityProbe(Probe):
             self._training = self._train_twins(trainer, pl_module)
             self._copies = self._training.twins
         else:
-            self._trained = trained_parameters(pl_module, trainer.optimizers[0])
+            optimizer = trainer.optimizers[0]
+            self._trained = trained_parameters(pl_module, optimizer)
+            self._decay = optimizer.param_groups[0].get("weight_decay", 0.0)
         self._go_on(pl_module)
         super().on_train_start(trainer, pl_module)
 
@@ -332,6 +335,7 @@ class StabilityProbe(Probe):
             self._left_out.seen,
             self.num_twins,
             num_train=self._num_train,
+            decay=self._decay,
             damping=self.damping,
             norm_mode=self.norm_mode,
             reduce=reduce,

@@ -35,7 +35,8 @@ def influence_copies(
     num: int,
     *,
     num_train: int,
-    damping: float,
+    decay: float = 0.0,
+    damping: float = 0.0,
     norm_mode: str = "frozen",
     reduce: Reduce = identity,
     tol: float = 1e-4,
@@ -43,13 +44,15 @@ def influence_copies(
 ) -> Copies:
     r"""Return copies of a model, moved to where training without an example would end.
 
-    .. math:: \theta^i - \theta = \frac1N (G + \lambda I)^{-1} \nabla l(\theta; z_i)
+    .. math:: \theta^i - \theta = \frac{1}{N-1} (G + (w + \lambda) I)^{-1}
+              (\nabla l(\theta; z_i) + w \theta)
 
-    is the first step of Newton's method from a minimum of the mean training loss
-    towards that of the loss without z_i, with the Gauss-Newton matrix G of the batch
-    for the Hessian. An estimate: exact to order 1/N for a model that is linear in its
-    parameters, at the minimum, where the batch stands for the training set; it knows
-    neither the path of the training nor how far it has come.
+    is the first step of Newton's method from a minimum of the mean training loss plus
+    :math:`w |\theta|^2 / 2` towards that without z_i, with the Gauss-Newton matrix G of
+    the batch for the Hessian. An estimate: it knows neither the path of the training
+    nor how far it has come, and the batch stands for the training set. Exact for a
+    squared loss of a linear model at the minimum, where G is that of the other
+    examples and lambda is 0.
 
     Args:
         model: The model, which is left as it was.
@@ -61,17 +64,18 @@ def influence_copies(
         seen: Which copy lacks each of them.
         num: Number of copies K; the others stay the model itself.
         num_train: Size N of the training set.
-        damping: lambda, in units of the eigenvalues of G, with any weight decay.
+        decay: Weight decay w, as coupled to the gradient.
+        damping: lambda, in units of the eigenvalues of G.
         norm_mode: `frozen` or `eval`.
         reduce: Sums over ranks.
         tol: Relative residual at which a solution is good enough.
         max_products: Products with G that one solution may take.
 
     Raises:
-        ValueError: If the damping isn't positive.
+        ValueError: If decay plus damping isn't positive: G alone may be singular.
     """
-    if damping <= 0:
-        raise ValueError(f"damping is {damping}; it must be positive")
+    if decay + damping <= 0:
+        raise ValueError(f"damping is {damping}, without decay it must be positive")
     copies = Copies(model, trained, num)
     names = list(copies.originals)
     batch, empty = occupied(batch)
@@ -98,12 +102,12 @@ def influence_copies(
             loss = losses(output(row), row).sum()
             grads = torch.autograd.grad(loss, leaves, allow_unused=True)
             step_P = conjugate_gradients(
-                lambda v_P: product(v_P) + damping * v_P,
-                _flat(grads, leaves),
+                lambda v_P: product(v_P) + (decay + damping) * v_P,
+                _flat(grads, leaves) + decay * _flat(leaves, leaves),
                 tol=tol,
                 max_products=max_products,
             )
-            _move(copies, k, step_P / num_train)
+            _move(copies, k, step_P / max(num_train - 1, 1))
     return copies
 
 
