@@ -22,14 +22,18 @@ from lit_resnorm_callbacks import (
     Cadence,
     FIMEigenvalueProbe,
     MomentTracer,
+    StabilityProbe,
 )
 
 PROBES = {
     "activation": ActivationRateMonitor,
     "fim": FIMEigenvalueProbe,
     "moments": MomentTracer,
+    "stability": StabilityProbe,
 }
 every_probe = pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
+BY_SITE = {name: probe for name, probe in PROBES.items() if name != "stability"}
+every_probe_by_site = pytest.mark.parametrize("probe", BY_SITE.values(), ids=BY_SITE)
 
 
 def fit(probes, *, steps=20, module=None, num_workers=0, **options):
@@ -282,7 +286,7 @@ def test_csv_logger_keeps_every_row(probe, tmp_path):
     assert sum(bool(row[column]) for row in rows) == 5
 
 
-@every_probe
+@every_probe_by_site
 def test_torchvision_resnet_is_measured_as_it_is(probe):
     class Resnet(FunctionalNet):
         def __init__(self):
@@ -319,7 +323,7 @@ def test_dict_batches_reach_forward_by_the_names_of_its_parameters(probe):
     assert values(trainer, probe().name)
 
 
-@every_probe
+@every_probe_by_site
 def test_compiled_modules_are_measured_in_their_eager_form(probe):
     class Compiled(FunctionalNet):
         def __init__(self):
