@@ -1,6 +1,6 @@
 """What the shipped defaults cost: quickstart's whole `fit` over a bare Trainer's.
 
-    uv run benchmarks/quickstart.py [--repeats 5] [--epochs 15]
+    uv run benchmarks/quickstart.py [--repeats 5] [--epochs 20]
 
 Both train the same network for the same steps on the same tensors, in this process,
 interleaved. The bare Trainer has no logger, no callback, no checkpoint and no bar, a
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -38,7 +39,9 @@ class Bare(L.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = LitResNetBN(depth=5, width=128).net
+        options = yaml.safe_load(CONFIG.read_text())["model"]["init_args"]
+        self.rate = options["optimizer"]["init_args"]
+        self.net = LitResNetBN(depth=options["depth"], width=options["width"]).net
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the mean cross entropy."""
@@ -47,7 +50,7 @@ class Bare(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the quickstart's optimizer."""
-        return torch.optim.SGD(self.parameters(), lr=0.02, momentum=0.9)
+        return torch.optim.SGD(self.parameters(), **self.rate)
 
 
 def bare(epochs: int) -> None:
@@ -90,7 +93,7 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=20)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     ways = {"bare Trainer": bare, "quickstart": quickstart}
