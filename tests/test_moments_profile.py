@@ -557,3 +557,14 @@ def test_a_norm_is_compared_with_what_its_weights_saw():
     relu, first, second, _ = profile.sites[1:]
     for norm in (first, second):
         torch.testing.assert_close(norm.delta_bn, norm.sensitivity / relu.sensitivity)
+
+
+def test_effective_ranks_can_be_left_out_or_kept_to_some_sites():
+    net, x = batch_norm_stack(3, 8), examples(16, 8)
+    without = signal_and_noise(net, x, effective_rank=False)
+    assert all(site.effective_rank is None for site in without.sites)
+    some = signal_and_noise(net, x, effective_rank=r"blocks\.1\.")
+    (ranked,) = [site for site in some.sites if site.effective_rank is not None]
+    whole = signal_and_noise(net, x)[ranked.name]
+    assert ranked.name.endswith("blocks.1.2")
+    assert ranked.effective_rank == whole.effective_rank

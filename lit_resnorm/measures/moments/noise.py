@@ -51,11 +51,12 @@ def example_noise(x: Tensor, keys: Tensor, *, seed: int, copies: int = 1) -> Ten
     """
     rows = keys.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy()
     noise = torch.empty(x.shape)
-    for index, row in enumerate(rows):
+    generator = torch.Generator()
+    for index, (row, example) in enumerate(zip(rows, noise, strict=True)):
         salt = f"{seed}/{index % copies}".encode()
-        digest = hashlib.blake2b(row.tobytes(), digest_size=8, key=salt).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
-        torch.randn(noise[index].shape, generator=generator, out=noise[index])
+        digest = hashlib.blake2b(row, digest_size=8, key=salt).digest()
+        generator.manual_seed(int.from_bytes(digest) >> 1)
+        example.normal_(generator=generator)
     return noise.to(x)
 
 
@@ -63,8 +64,8 @@ class NoiseRules(TorchFunctionMode):
     """Lets noise begin at embeddings, and pass operations that have no rule for it.
 
     To be entered before the pass is run, so that it sees batch norms with their
-    statistics. With constant ones their noise is scaled by channel: one product, where
-    torch's own rule makes many.
+    statistics. Where these are constant noise is scaled by channel, in one product
+    where torch's own rule makes many; linear layers, too, have a shorter rule here.
 
     An operation without a rule for forward-mode differentiation is tried with plain
     kernels (fused attention and recurrent layers have none). Where that has no rule
@@ -102,8 +103,8 @@ class NoiseRules(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.embedding:
             return self._embedding(*args, **kwargs)
-        if func is F.batch_norm:
-            return _batch_norm(*args, **kwargs)
+        if func in _AFFINE:
+            return _AFFINE[func](*args, **kwargs)
         try:
             return func(*args, **kwargs)
         except NotImplementedError as error:
@@ -148,6 +149,21 @@ def _batch_norm(
         factor_C = factor_C * weight
     shape = (1, -1) + (1,) * (input.ndim - 2)
     return with_noise(output, noise * factor_C.to(noise).view(shape))
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    noise = noise_of(input)
+    if noise is None or any(
+        noise_of(tensor) is not None for tensor in (weight, bias) if tensor is not None
+    ):
+        return F.linear(input, weight, bias)
+    return with_noise(F.linear(signal_of(input), weight, bias), F.linear(noise, weight))
+
+
+_AFFINE: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    F.batch_norm: _batch_norm,
+    F.linear: _linear,
+}
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def signal_and_noise(
     num_directions: int = 1,
     num_chunks: int = 1,
     seed: int = 0,
-    effective_rank: bool = True,
+    effective_rank: bool | str = True,
     num_nets: int = 1,
     reduce: Reduce = identity,
 ) -> DepthProfile:
@@ -112,7 +112,7 @@ def signal_and_noise(
         num_chunks: Passes that the examples are spread over.
         seed: Of the noise; the noise of an example is the same on any rank.
         effective_rank: Whether to measure effective ranks, whose covariances cost most
-            in wide networks.
+            in wide networks; a pattern where only at some sites.
         num_nets: More than 1 where the model is several networks side by side (see
             `side_by_side`): every moment is then one a network, of shape `(num_nets,)`.
         reduce: Sums a tensor over ranks.
@@ -136,7 +136,7 @@ def signal_and_noise(
         copies=num_directions,
         num_chunks=num_chunks,
         seed=seed,
-        effective_rank=effective_rank,
+        effective_rank=_rank_pattern(effective_rank),
         num_nets=num_nets,
         reduce=reduce,
     )
@@ -158,6 +158,12 @@ def _check(norm_mode: str, num_directions: int, num_chunks: int) -> None:
         )
 
 
+def _rank_pattern(effective_rank: bool | str) -> str | None:
+    if isinstance(effective_rank, str):
+        return effective_rank
+    return "" if effective_rank else None
+
+
 def _leaves_float32(profile: DepthProfile) -> bool:
     powers = torch.stack([site.nu2 for site in profile.sites])
     noises = torch.stack([site.log_noise_power for site in profile.sites])
@@ -177,7 +183,7 @@ class _Passes:
     copies: int
     num_chunks: int
     seed: int
-    effective_rank: bool
+    effective_rank: str | None
     num_nets: int
     reduce: Reduce
 

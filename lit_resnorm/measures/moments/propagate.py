@@ -72,6 +72,7 @@ def propagate(
     *,
     quantities: Sequence[str] = ("log_sensitivity", "effective_rank", "delta", "nu2"),
     sites: str = "",
+    ranks_at: str = "",
     norm_mode: str = "frozen",
     seed: int = 0,
     abreast: int = 1,
@@ -92,6 +93,7 @@ def propagate(
         num_draws: How many.
         quantities: Names of attributes of `SiteMoments`; `effective_rank` costs most.
         sites: Pattern searched in the sites' names.
+        ranks_at: The same for the sites where effective ranks are measured.
         norm_mode: What batch norm does: `frozen`, `eval` or `train`.
         seed: Of the first draw.
         abreast: Networks that share a pass (see `side_by_side`): more of them save
@@ -120,7 +122,7 @@ def propagate(
             sites=flow,
             norm_mode=norm_mode,
             seed=_mixed(seed, first, 1),
-            effective_rank="effective_rank" in quantities,
+            effective_rank=ranks_at if "effective_rank" in quantities else False,
             num_nets=len(indices),
         )
         for quantity, columns in chunks.items():

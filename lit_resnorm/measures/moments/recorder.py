@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -134,12 +135,18 @@ class Recorder(Visitor):
     Args:
         flow: The sites, and where noise may be rescaled.
         reduce: Sums a tensor over ranks.
-        effective_rank: Whether to sum what effective ranks need.
+        effective_rank: Pattern of the sites whose effective rank is wanted, norms
+            aside; None for none.
         num_nets: Networks side by side, each with its share of the channels.
     """
 
     def __init__(
-        self, flow: Flow, reduce: Reduce, *, effective_rank: bool, num_nets: int = 1
+        self,
+        flow: Flow,
+        reduce: Reduce,
+        *,
+        effective_rank: str | None,
+        num_nets: int = 1,
     ) -> None:
         self.flow = flow
         self.reduce = reduce
@@ -195,12 +202,18 @@ class Recorder(Visitor):
         point = _Point(
             self.num_nets,
             fourth=site.kind in ("norm", "module"),
-            covariance=self.effective_rank and site.kind != "norm",
+            covariance=self._wants_rank(site),
         )
         power = self._measure(site.name, x, site.channel_dim, point)
         if site.name not in self.flow.cuts or x is not output or abs(power) < _FAR:
             return None
         return self._rescaled(site, x, round(power))
+
+    def _wants_rank(self, site: Site) -> bool:
+        pattern = self.effective_rank
+        if pattern is None or site.kind == "norm":
+            return False
+        return re.search(pattern, site.name) is not None
 
     def _measure(
         self, key: str, x: Tensor, channel_dim: int, new: _Point | None = None
