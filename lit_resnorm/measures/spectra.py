@@ -120,16 +120,18 @@ def _within(ritz: Tensor, norms: Tensor, tol: float, precision: float) -> Tensor
 
 def _orthonormal(new_DB: Tensor, basis_DM: Tensor) -> Tensor:
     """Return an orthonormal basis of what `new_DB` adds to the space of `basis_DM`."""
-    new_DB = new_DB / new_DB.norm(dim=0).clamp_min(torch.finfo(new_DB.dtype).tiny)
-    kept: list[Tensor] = []
-    for vector in new_DB.unbind(1):
-        others = torch.cat([basis_DM, *[v[:, None] for v in kept]], dim=1)
-        for _ in range(2):  # twice is enough (Kahan, Parlett)
-            vector = vector - others @ (others.T @ vector)
-        length = vector.norm()
-        if length > 1e-10:
-            kept.append(vector / length)
-    return torch.stack(kept, dim=1) if kept else new_DB[:, :0]
+    tiny = torch.finfo(new_DB.dtype).tiny
+    left_DB = new_DB / new_DB.norm(dim=0).clamp_min(tiny)
+    for _ in range(2):  # twice is enough (Kahan, Parlett)
+        left_DB = left_DB - basis_DM @ (basis_DM.T @ left_DB)
+    left_DB = left_DB[:, left_DB.norm(dim=0) > 1e-10]
+    if left_DB.shape[1] == 0:
+        return left_DB
+    found_DB, triangle_BB = torch.linalg.qr(left_DB / left_DB.norm(dim=0))
+    found_DB = found_DB[:, triangle_BB.diagonal().abs() > 1e-10]
+    # Columns that nearly cancelled have grown back what little of the basis was left.
+    found_DB = found_DB - basis_DM @ (basis_DM.T @ found_DB)
+    return torch.linalg.qr(found_DB)[0]
 
 
 def _failed(start_DB: Tensor, wanted: int, num_products: int) -> Eigenpairs:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lit_resnorm.measures.fisher.layers import Block, Leavings, left_products
 from lit_resnorm.measures.fisher.shards import Shards
 from lit_resnorm.measures.fisher.stores import Store
-from lit_resnorm.measures.fisher.sweep import Sweep
+from lit_resnorm.measures.fisher.sweep import Sweep, slices
 from lit_resnorm.measures.fisher.uses import outer_rows
 
 EachBlock = Callable[[Block, Tensor], None]
@@ -44,11 +44,13 @@ def gram_matrix(
         stores = {block: Store(block, sweep) for block in group}
         sweep(group, lambda block, left, stores=stores: stores[block].keep(left))
         for block in group:
-            own_DD = torch.zeros_like(gram_DD) if each_block else gram_DD
+            if each_block is None:
+                _add(gram_DD, stores.pop(block), shards, memory)
+                continue
+            own_DD = torch.zeros_like(gram_DD)
             _add(own_DD, stores.pop(block), shards, memory)
-            if each_block:
-                each_block(block, _whole(own_DD, shards))
-                gram_DD += own_DD
+            gram_DD += own_DD
+            each_block(block, _whole(own_DD, shards))
     return _whole(gram_DD, shards)
 
 
@@ -69,8 +71,13 @@ def _groups(sweep: Sweep, memory: int) -> Iterator[list[Block]]:
 
 def _whole(gram_DD: Tensor, shards: Shards) -> Tensor:
     """Return the sum over ranks, its lower triangle filled from the upper one."""
-    upper = shards.reduce(gram_DD) if not shards.alone else gram_DD
-    return upper.triu() + upper.triu(1).T
+    whole = gram_DD if shards.alone else shards.reduce(gram_DD)
+    tiles = slices(len(whole), _TILE)
+    for i, a in enumerate(tiles):
+        whole[a, a] = whole[a, a].triu() + whole[a, a].triu(1).T
+        for b in tiles[i + 1 :]:
+            whole[b, a] = whole[a, b].T
+    return whole
 
 
 def _add(gram_DD: Tensor, store: Store, shards: Shards, memory: int) -> None:
@@ -92,7 +99,7 @@ def _add(gram_DD: Tensor, store: Store, shards: Shards, memory: int) -> None:
 
 def _pairs(num: int, size: int, shards: Shards) -> Iterator[tuple[slice, slice]]:
     """Return this rank's share of the pairs of tiles in the upper triangle."""
-    tiles = [slice(at, min(num, at + size)) for at in range(0, num, size)]
+    tiles = slices(num, size)
     pairs = [(a, b) for i, a in enumerate(tiles) for b in tiles[i:]]
     yield from pairs[shards.rank :: len(shards.counts)]
 

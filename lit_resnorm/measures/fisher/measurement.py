@@ -154,7 +154,7 @@ def measurement(model: nn.Module, x: Any, settings: Settings) -> Iterator[Measur
                 run(lambda: network(filled), empty=empty, recalibrate=True)
         examples = _examples(x, output, shards, settings)
         sweep = Sweep(network, run, examples, max(1, settings.memory // 4))
-        sweep.follow(recorder, output)
+        sweep.follow(recorder)
         yield Measurement(sweep, norm_mode, settings.memory)
 
 

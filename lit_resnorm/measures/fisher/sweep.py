@@ -108,7 +108,7 @@ class Sweep:
     stacked: bool = True
     vectorised: bool = True
 
-    def follow(self, recorder: Recorder, output: Tensor) -> None:
+    def follow(self, recorder: Recorder) -> None:
         """Take over what a recorded pass on one row found."""
         self.traced = recorder.uses
         self.blocks = find_blocks(
@@ -117,10 +117,6 @@ class Sweep:
         self.stacked = all(block.places for block in self.blocks) and all(
             use.separable and use.shape[0] == 1 for use in recorder.uses
         )
-        ends = self._ends(self.blocks, recorder)
-        seeds = torch.zeros_like(output).expand(2, *output.shape)
-        if self.run.norm_mode != "train":
-            self.vectorised = _vectorises(output, [end.place for end in ends], seeds)
 
     def __call__(self, blocks: Sequence[Block], visit: Visit) -> None:
         """Run the passes to some blocks' uses and show each what they left."""
@@ -189,7 +185,7 @@ class Sweep:
             )
         head = self.examples.head(output, rows)
         ends = self._ends(blocks, recorder)
-        for seeds in _slices(
+        for seeds in slices(
             self.examples.num_seeds, self._seeds_at_once(blocks, count)
         ):
             grads = self._grads(output, ends, head.spread(self._units(head, seeds)))
@@ -210,50 +206,50 @@ class Sweep:
         self, output: Tensor, ends: Sequence[End], seeds: Tensor
     ) -> list[Tensor]:
         places: list[Any] = [end.place for end in ends]
-        if self.vectorised and len(seeds) > 1:
-            grads = list(_vectorised_grad(output, places, seeds))
-        else:
+        grads = self._together(output, places, seeds) if len(seeds) > 1 else None
+        if grads is None:
             each = [
                 torch.autograd.grad(
                     output, places, seed, retain_graph=True, allow_unused=True
                 )
                 for seed in seeds
             ]
-            grads = [
+            grads = tuple(
                 None if parts[0] is None else torch.stack(parts)
                 for parts in zip(*each, strict=True)
-            ]
+            )
         return [
             seeds.new_zeros(len(seeds), *end.shape) if grad is None else grad
             for end, grad in zip(ends, grads, strict=True)
         ]
 
+    def _together(
+        self, output: Tensor, places: list[Any], seeds: Tensor
+    ) -> tuple[Tensor | None, ...] | None:
+        """Return the gradients for all seeds; None where they must be looped over.
 
-def _slices(total: int, size: int) -> list[slice]:
+        Custom backward functions and recurrent kernels may refuse, which nothing but
+        trying tells. The loop gives the same values, or the error itself.
+        """
+        if not self.vectorised:
+            return None
+        with warnings.catch_warnings():
+            # An operation without a batching rule is looped over: slower, no less.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            try:
+                return torch.autograd.grad(
+                    output,
+                    places,
+                    seeds,
+                    retain_graph=True,
+                    is_grads_batched=True,
+                    allow_unused=True,
+                )
+            except (RuntimeError, NotImplementedError):
+                self.vectorised = False
+                return None
+
+
+def slices(total: int, size: int) -> list[slice]:
+    """Return consecutive slices of at most `size` that cover `total`."""
     return [slice(at, min(total, at + size)) for at in range(0, total, size)]
-
-
-def _vectorised_grad(
-    output: Tensor, ends: Sequence[Any], seeds: Tensor
-) -> tuple[Tensor | None, ...]:
-    with warnings.catch_warnings():
-        # An operation without a batching rule is looped over: slower, the same value.
-        warnings.filterwarnings("ignore", message="There is a performance drop")
-        return torch.autograd.grad(
-            output,
-            ends,
-            seeds,
-            retain_graph=True,
-            is_grads_batched=True,
-            allow_unused=True,
-        )
-
-
-def _vectorises(output: Tensor, ends: Sequence[Any], seeds: Tensor) -> bool:
-    # Custom backward functions and recurrent kernels may refuse; nothing but trying
-    # tells. The loop over seeds gives the same values.
-    try:
-        _vectorised_grad(output, ends, seeds)
-    except (RuntimeError, NotImplementedError):
-        return False
-    return True
