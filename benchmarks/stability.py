@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 
 from lit_resnorm.data import Digits
 from lit_resnorm.modules import LitMLP, LitResNet, LitResNetBN
@@ -20,7 +20,7 @@ from lit_resnorm.modules.classifier import LitClassifier
 from lit_resnorm_callbacks import StabilityProbe
 
 OPTIMIZERS = {
-    "SGD": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+    "SGD": partial(torch.optim.SGD, lr=1e-3, momentum=0.9),
     "AdamW": partial(torch.optim.AdamW, lr=1e-3),
 }
 
@@ -30,7 +30,9 @@ def fit_seconds(
 ) -> float:
     """Return the processor time of one whole fit, validation included."""
     seed_everything(0, verbose=False)
-    callbacks = [] if num_twins is None else [StabilityProbe(num_twins)]
+    callbacks: list[Callback] = []
+    if num_twins is not None:
+        callbacks.append(StabilityProbe(num_twins))
     started = time.process_time()
     trainer = Trainer(
         max_steps=steps,
@@ -56,14 +58,14 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     num, steps = options.num_twins, options.steps
-    print(f"{num} twins, {steps} steps of 64 digits, depth 10, width 64; seconds")
+    print(f"{num} twins, {steps} steps of 64 digits, depth 5, width 128; seconds")
     print(f"{'net':12} {'optimizer':9} {'bare':>6} {'twins':>6} {num:>4} runs   ratio")
     for net in (LitMLP, LitResNet, LitResNetBN):
         for name, optimizer in OPTIMIZERS.items():
-            make = partial(net, 10, 64, optimizer=optimizer)
+            make = partial(net, 5, 128, optimizer=optimizer)
             times = [
                 (fit_seconds(make, steps, None), fit_seconds(make, steps, num))
-                for _ in range(3)
+                for _ in range(2)
             ]
             bare, twins = map(statistics.median, zip(*times, strict=True))
             ratio = twins / (num * bare)
