@@ -17,7 +17,7 @@ from torch import Tensor
 from lit_resnorm.data import MNIST, Gaussian
 from lit_resnorm.measures.fisher import fisher_spectrum
 from lit_resnorm.modules import LitClassifier
-from lit_resnorm.papers.drawing import STYLES, panels
+from lit_resnorm.papers.drawing import STYLES, legend, panels
 from lit_resnorm.papers.furusho2020.source import SOURCE, build
 from lit_resnorm.papers.item import (
     Cell,
@@ -188,7 +188,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
         one.set_title(STYLES[variant].label, fontsize=10)
     if image is not None:
         drawing.colorbar(image, ax=axes, label="final loss (half squared error)")
-    axes[0].legend(fontsize=8, loc="lower left")
+    legend(drawing, axes)
     return drawing
 
 

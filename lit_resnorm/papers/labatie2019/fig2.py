@@ -11,7 +11,16 @@ from matplotlib.figure import Figure
 from lit_resnorm.measures.moments import flow_between_sites, signal_and_noise
 from lit_resnorm.modules import LitVanillaNet
 from lit_resnorm.papers.drawing import legend, panels
-from lit_resnorm.papers.item import Cell, Check, Item, Row, Settings, grid, near
+from lit_resnorm.papers.item import (
+    Cell,
+    Check,
+    Item,
+    Row,
+    Settings,
+    grid,
+    near,
+    ordered,
+)
 from lit_resnorm.papers.labatie2019.propagation import (
     SOURCE,
     block_index,
@@ -19,7 +28,7 @@ from lit_resnorm.papers.labatie2019.propagation import (
     seeded,
     sites_of,
 )
-from lit_resnorm.papers.summaries import where
+from lit_resnorm.papers.summaries import curve, where
 from lit_resnorm.papers.training import device
 from lit_resnorm.theory import collapsed_log_power
 
@@ -90,14 +99,19 @@ def checks(curves: pd.DataFrame, settings: Settings) -> list[Check]:
                 4 * variance * math.sqrt(2 * (1 / num + 1e-4)),
                 "P",
             ),
-            near(
-                f"mean of log mu_2 of the noise at l={layer} (4 standard errors)",
-                float(np.mean(part.noise)),
-                mean,
-                4 * math.sqrt(variance * (1 / num + 1e-4)),
-                "P",
-            ),
         ]
+    shallow = where(curves, layer=min(settings["layers"]))
+    power = np.exp(np.asarray(shallow.signal))
+    error = float(power.std()) / math.sqrt(len(power))
+    name = f"mean of nu_2 at l={min(settings['layers'])} (4 standard errors)"
+    found.append(near(name, float(power.mean()), 1.0, 4 * error, "D"))
+    noise = curve(curves, "layer", "noise")
+    places = [f"l={place}" for place in noise.x]
+    means = dict(zip(places, noise.mean.tolist(), strict=True))
+    spreads = dict(zip(places, (noise.deviation**2).tolist(), strict=True))
+    falling = dict(reversed(means.items()))
+    found.append(ordered("mean of log mu_2 of the noise", falling, "P"))
+    found.append(ordered("variance of log mu_2 of the noise", spreads, "P"))
     return found
 
 
