@@ -190,17 +190,19 @@ DISTANCE_RATIO = Item(
     claim="Skip connections and batch norm raise the ratio of the distance between "
     "classes to their spreads, before and after training; over nine models the test "
     "error correlates with the ratio by about -0.91.",
-    differs="small: two kinds of digits, 100 training examples, instead of CIFAR-10 "
-    "(both whitened); the published values (ratios 0.4 to 1.0, errors 0.16 to 0.24) "
-    "are of that set. Checks ask for order and for a correlation below -0.5. The bound "
-    "is that of the best threshold along the line of the means, not of the read-out.",
+    differs="small: two kinds of digits, standardised, 100 training examples, instead "
+    "of whitened CIFAR-10 (whitening 64 pixels by 100 examples makes test outliers that "
+    "drown the order). The published ratios (0.4 to 1.0) and errors (0.16 to 0.24) are "
+    "of that set. With 70 test examples the errors of the nine models differ by less "
+    "than their scatter, so a missing correlation says little here. The bound is that "
+    "of the best threshold along the line of the means, not of the read-out.",
     scales={
         "small": {
             "data": "Digits",
             "classes": [3, 8],
             "num_train": 100,
             "num_test": 70,
-            "whiten": True,
+            "whiten": False,
             "width": 64,
             "depths": [1, 2, 3],
             "rate": 0.02,
