@@ -192,10 +192,10 @@ DISTANCE_RATIO = Item(
     "error correlates with the ratio by about -0.91.",
     differs="small: two kinds of digits, standardised, 100 training examples, instead "
     "of whitened CIFAR-10 (whitening 64 pixels by 100 examples makes test outliers "
-    "that drown the order). The published ratios (0.4 to 1.0) and errors (0.16 to 0.24) are "
-    "of that set. With 70 test examples the errors of the nine models differ by less "
-    "than their scatter, so a missing correlation says little here. The bound is that "
-    "of the best threshold along the line of the means, not of the read-out.",
+    "that drown the order). The published ratios (0.4 to 1.0) and errors (0.16 to "
+    "0.24) are of that set. With 70 test examples the errors of the nine models differ "
+    "by less than their scatter, so a missing correlation says little here. The bound "
+    "is that of the best threshold along the line of the means, not of the read-out.",
     scales={
         "small": {
             "data": "Digits",
