@@ -122,14 +122,13 @@ def train_step(net: nn.Module, x: Tensor, y: Tensor) -> None:
 
 
 def nudge(net: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Train a few steps at a tenth of the bound."""
+    """Make one training step at a tenth of the rate bound."""
     rate = 0.1 * fisher_spectrum(net, x, norm_mode="eval", num_eigenvalues=1).rate_bound
     parameters = [*net.parameters()]
-    for _ in range(10):
-        grads = torch.autograd.grad(F.cross_entropy(net(x), y), parameters)
-        with torch.no_grad():
-            for parameter, grad in zip(parameters, grads, strict=True):
-                parameter.sub_(rate * grad)
+    grads = torch.autograd.grad(F.cross_entropy(net(x), y), parameters)
+    with torch.no_grad():
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.sub_(rate * grad)
 
 
 def cpu_time(function: object, *args: object) -> float:

@@ -1,8 +1,8 @@
 """Fisher information matrices: exact spectra and traces, layer by layer."""
 
+from lit_resnorm.measures.fisher.asked import check_arguments
+from lit_resnorm.measures.fisher.result import FisherSpectrum
 from lit_resnorm.measures.fisher.spectrum import (
-    FisherSpectrum,
-    check_arguments,
     empirical_fisher_spectrum,
     fisher_gram,
     fisher_spectrum,

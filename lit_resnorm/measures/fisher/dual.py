@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from lit_resnorm.measures.fisher.examples import Examples
 from lit_resnorm.measures.fisher.heads import Head
 from lit_resnorm.measures.fisher.network import Network
-from lit_resnorm.measures.fisher.sweep import Examples
 from lit_resnorm.measures.observe import Passes, take_rows
 
 

@@ -16,11 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from lit_resnorm.measures.fisher.dual import Products
+from lit_resnorm.measures.fisher.examples import Examples
 from lit_resnorm.measures.fisher.heads import Layout
 from lit_resnorm.measures.fisher.network import Forward, Network
 from lit_resnorm.measures.fisher.recorder import Recorder
 from lit_resnorm.measures.fisher.shards import Shards
-from lit_resnorm.measures.fisher.sweep import Examples, Sweep
+from lit_resnorm.measures.fisher.sweep import Sweep
 from lit_resnorm.measures.fisher.uses import Convolution
 from lit_resnorm.measures.observe import (
     NormMode,

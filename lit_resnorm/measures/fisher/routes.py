@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 from lit_resnorm.measures.fisher.costs import free_memory, matrix_is_cheaper
+from lit_resnorm.measures.fisher.decomposition import (
+    all_pairs,
+    stand_out,
+    top_pairs,
+)
 from lit_resnorm.measures.fisher.gram import gram_matrix, parameter_matrix
 from lit_resnorm.measures.fisher.layers import Block, Leavings
 from lit_resnorm.measures.fisher.measurement import Measurement
 from lit_resnorm.measures.fisher.result import FisherSpectrum
 from lit_resnorm.measures.fisher.stores import Store, block_product
-from lit_resnorm.measures.spectra import Eigenpairs, top_eigenpairs
+from lit_resnorm.measures.spectra import top_eigenpairs
 
 Layers = Mapping[str, tuple[Block, ...]]
 
@@ -147,10 +152,11 @@ def _decomposed(
     layers: dict[str, FisherSpectrum] | None = None,
 ) -> FisherSpectrum:
     trace = float(matrix.diagonal().sum(dtype=torch.float64))
-    pairs = _all_pairs(matrix) if wanted.num_eigenvalues is None else None
-    if pairs is None:
-        pairs = _top_pairs(matrix, wanted)
-    keep = _nonzero(of, pairs.values)
+    if wanted.num_eigenvalues is None:
+        pairs = all_pairs(matrix)
+    else:
+        pairs = top_pairs(matrix, wanted.num_eigenvalues, wanted.tol)
+    keep = stand_out(pairs.values, matrix.dtype)
     return FisherSpectrum(
         pairs.values[keep].cpu(),
         trace,
@@ -158,48 +164,6 @@ def _decomposed(
         of.examples.num_examples,
         pairs.residuals[keep].cpu(),
         layers=layers or {},
-    )
-
-
-# Beyond this, single precision decomposes single-precision matrices: half the time,
-# and eigenvalues off by some 1e-8 of the largest one.
-_DOUBLE_UP_TO = 1536
-
-# Up to this, a whole decomposition takes no longer than iterations.
-_DECOMPOSED_UP_TO = 160
-
-
-def _all_pairs(matrix: Tensor) -> Eigenpairs:
-    num = len(matrix)
-    if not bool(torch.isfinite(matrix).all()):
-        values = torch.full((1,), float("nan"), dtype=torch.float64)
-    else:
-        values = torch.linalg.eigvalsh(
-            matrix.double() if num <= _DOUBLE_UP_TO else matrix
-        )
-        values = values.flip(0).double()
-    none = matrix.new_empty(num, 0)
-    return Eigenpairs(values, none, torch.zeros_like(values), 0, converged=True)
-
-
-def _top_pairs(matrix: Tensor, wanted: Wanted) -> Eigenpairs:
-    k, num = wanted.num_eigenvalues or 0, len(matrix)
-    if num <= max(4 * k, _DECOMPOSED_UP_TO):
-        every = _all_pairs(matrix)
-        return Eigenpairs(
-            every.values[:k], every.vectors, every.residuals[:k], 0, converged=True
-        )
-    # Products of a block cost little more than those of a vector.
-    block = max(k, 4)
-    noise = torch.Generator().manual_seed(0)
-    start = torch.randn(num, block, generator=noise, dtype=torch.float64)
-    return top_eigenpairs(
-        lambda dual_DB: (matrix @ dual_DB.to(matrix.dtype)).double(),
-        start.to(matrix.device),
-        k,
-        tol=wanted.tol,
-        block=block,
-        precision=torch.finfo(matrix.dtype).eps,
     )
 
 
@@ -229,6 +193,7 @@ def cold_start(of: Measurement, num_vectors: int) -> Tensor:
         num_vectors,
         tol=0.1,
         block=num_vectors,
+        max_products=6 * num_vectors,
         precision=torch.finfo(kept.rows.dtype).eps,
     )
     return pairs.vectors + 0.1 * mixed_DB
@@ -253,9 +218,9 @@ def _from_products(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpe
             k,
             tol=wanted.tol,
             precision=torch.finfo(of.sweep.network.dtype).eps,
-            min_products=k + (3 if cold else 1),
+            min_products=k + (3 if cold else 2),
         )
-        keep = _nonzero(of, pairs.values)
+        keep = stand_out(pairs.values, of.sweep.network.dtype)
         return FisherSpectrum(
             pairs.values[keep].cpu(),
             sum(traces[block] for block in own) if wanted.trace else float("nan"),
@@ -271,14 +236,6 @@ def _from_products(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpe
     for name, own in layers.items():
         found[name] = measured(_names(own), own)
     return measured((), blocks)
-
-
-def _nonzero(of: Measurement, values: Tensor) -> Tensor:
-    """Return which values stand out from rounding; NaN stays."""
-    if not values.numel() or bool(values.isnan().any()):
-        return torch.ones_like(values, dtype=torch.bool)
-    double = of.sweep.network.dtype == torch.float64
-    return values > max(0.0, float(values[0])) * (1e-10 if double else 1e-6)
 
 
 def check_memory(dim: int, of: Measurement) -> None:

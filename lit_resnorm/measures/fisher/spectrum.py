@@ -13,19 +13,18 @@ squared distance, summed over outputs, averaged over examples.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from lit_resnorm.measures.fisher.asked import Asked, check_arguments
 from lit_resnorm.measures.fisher.gram import gram_matrix
-from lit_resnorm.measures.fisher.heads import check_output
 from lit_resnorm.measures.fisher.layers import Block
-from lit_resnorm.measures.fisher.measurement import Measurement, Settings, measurement
+from lit_resnorm.measures.fisher.measurement import Settings, measurement
 from lit_resnorm.measures.fisher.names import layers_by_site
 from lit_resnorm.measures.fisher.network import Forward, apply
 from lit_resnorm.measures.fisher.result import FisherSpectrum
-from lit_resnorm.measures.fisher.routes import Wanted, spectrum
+from lit_resnorm.measures.fisher.routes import spectrum
 from lit_resnorm.measures.observe import Reduce, identity, occupied, take_rows
 
 DEFAULT_MEMORY = 2**28
@@ -93,7 +92,7 @@ def fisher_spectrum(
     settings = Settings(
         output, norm_mode, reduce, forward, class_dim, weights, None, loss_scale, memory
     )
-    asked = _Asked(num_eigenvalues, layer_eigenvalues, tol, trace, start, per_layer)
+    asked = Asked(num_eigenvalues, layer_eigenvalues, tol, trace, start, per_layer)
     return _spectrum(model, x, settings, asked)
 
 
@@ -149,7 +148,7 @@ def empirical_fisher_spectrum(
     settings = Settings(
         output, norm_mode, reduce, forward, class_dim, weights, y, loss_scale, memory
     )
-    asked = _Asked(num_eigenvalues, layer_eigenvalues, tol, trace, start, per_layer)
+    asked = Asked(num_eigenvalues, layer_eigenvalues, tol, trace, start, per_layer)
     return _spectrum(model, x, settings, asked)
 
 
@@ -190,60 +189,8 @@ def fisher_gram(
         return gram_matrix(of.sweep, memory)
 
 
-def check_arguments(
-    *,
-    output: str,
-    num_eigenvalues: int | Literal["auto"] | None,
-    layer_eigenvalues: int | Literal["same"] | None = "same",
-    tol: float,
-) -> None:
-    """Refuse what can't be right, whatever the model.
-
-    Raises:
-        ValueError: With the argument's name and value.
-    """
-    if output != "auto":
-        check_output(output)
-    counts = {
-        "num_eigenvalues": (num_eigenvalues, "auto"),
-        "layer_eigenvalues": (layer_eigenvalues, "same"),
-    }
-    for option, (value, word) in counts.items():
-        if isinstance(value, str) and value != word:
-            raise ValueError(f"{option} is {value!r}; give a number, None or {word!r}")
-        if isinstance(value, int) and value < 0:
-            raise ValueError(f"{option} is {value}; it can't be negative")
-    if not 0 < tol < 1:
-        raise ValueError(f"tol is {tol}; it must lie between 0 and 1")
-
-
-# "auto" decomposes a Gram matrix of up to this many rows: seconds.
-_DECOMPOSED_AUTOMATICALLY = 4096
-_LARGEST_AUTOMATICALLY = 10
-
-
-@dataclass(frozen=True)
-class _Asked:
-    num_eigenvalues: int | Literal["auto"] | None
-    layer_eigenvalues: int | Literal["same"] | None
-    tol: float
-    trace: bool
-    start: Tensor | None
-    per_layer: bool | str
-
-    def of(self, measured: Measurement) -> Wanted:
-        """Return what is wanted of a matrix of known size."""
-        count = self.num_eigenvalues
-        if count == "auto":
-            size = min(measured.num_parameters, measured.examples.dim)
-            whole = size <= _DECOMPOSED_AUTOMATICALLY
-            count = None if whole else _LARGEST_AUTOMATICALLY
-        each = count if self.layer_eigenvalues == "same" else self.layer_eigenvalues
-        return Wanted(count, each, self.tol, self.trace, self.start)
-
-
 def _spectrum(
-    model: nn.Module, x: Any, settings: Settings, asked: _Asked
+    model: nn.Module, x: Any, settings: Settings, asked: Asked
 ) -> FisherSpectrum:
     check_arguments(
         output=settings.output,

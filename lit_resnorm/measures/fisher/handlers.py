@@ -1,0 +1,259 @@
+"""How each torch function uses parameters, by the function's name.
+
+A handler makes the call and returns the output with the use, or None, without having
+made the call, where the parameters enter in no way that has a formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_resnorm.measures.fisher.uses import (
+    Convolution,
+    Embedding,
+    Linear,
+    Scale,
+    Use,
+    conv_padding,
+)
+
+Function = Callable[..., Any]
+Names = Callable[[Any], tuple[str, ...]]
+"""Gives a tensor's name as a trainable parameter, or nothing."""
+
+Recorded = tuple[Tensor, Use] | None
+
+
+def _linear(
+    name_of: Names,
+    func: Function,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+) -> Recorded:
+    name, bias_name = name_of(weight), name_of(bias)
+    output = func(input, weight, bias)
+    if not name:
+        return output, _bias(output, bias_name, output.ndim - 1)
+    use = Linear(
+        (*name, *bias_name),
+        output.shape,
+        input=input.detach(),
+        has_bias=bool(bias_name),
+        num_outputs=weight.shape[0],
+        num_inputs=weight.shape[1] + len(bias_name),
+    )
+    return output, use
+
+
+def _convolution(
+    name_of: Names,
+    func: Function,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Recorded:
+    name, bias_name = name_of(weight), name_of(bias)
+    if input.ndim != weight.ndim or (name and groups != 1):
+        return None
+    output = func(input, weight, bias, stride, padding, dilation, groups)
+    if not name:
+        return output, _bias(output, bias_name, 1)
+    kernel = tuple(weight.shape[2:])
+    steps = _each(dilation, len(kernel))
+    use = Convolution(
+        (*name, *bias_name),
+        output.shape,
+        input=input.detach(),
+        has_bias=bool(bias_name),
+        num_outputs=weight.shape[0],
+        num_inputs=weight[0].numel() + len(bias_name),
+        kernel=kernel,
+        stride=_each(stride, len(kernel)),
+        padding=conv_padding(padding, kernel, steps),
+        dilation=steps,
+    )
+    return output, use
+
+
+def _embedding(
+    name_of: Names,
+    func: Function,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Recorded:
+    if max_norm is not None or scale_grad_by_freq or sparse:
+        return None
+    output = func(input, weight, padding_idx, max_norm, norm_type)
+    index = input.detach()
+    if padding_idx is not None:  # its row gets no gradient
+        index = index.masked_fill(index == padding_idx % weight.shape[0], -1)
+    use = Embedding(
+        name_of(weight),
+        output.shape,
+        input=index,
+        has_bias=False,
+        num_outputs=weight.shape[1],
+        num_inputs=weight.shape[0],
+    )
+    return output, use
+
+
+def _statistic_norm(
+    name_of: Names,
+    func: Function,
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Recorded:
+    normed = func(input, running_mean, running_var, None, None, *args, **kwargs)
+    return _affine(name_of, normed, weight, bias, dim=1)
+
+
+def _group_norm(
+    name_of: Names,
+    func: Function,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Recorded:
+    normed = func(input, num_groups, None, None, eps)
+    return _affine(name_of, normed, weight, bias, dim=1)
+
+
+def _layer_norm(
+    name_of: Names,
+    func: Function,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Recorded:
+    normed = func(input, normalized_shape, None, None, eps)
+    return _affine(name_of, normed, weight, bias)
+
+
+def _rms_norm(
+    name_of: Names,
+    func: Function,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Recorded:
+    return _affine(name_of, func(input, normalized_shape, None, eps), weight, None)
+
+
+def _multiply(name_of: Names, func: Function, *args: Any) -> Recorded:
+    return _broadcast(name_of, func, args, product=True)
+
+
+def _add(name_of: Names, func: Function, *args: Any) -> Recorded:
+    return _broadcast(name_of, func, args, product=False)
+
+
+def _broadcast(
+    name_of: Names, func: Function, args: tuple[Any, ...], *, product: bool
+) -> Recorded:
+    if len(args) != 2 or not all(isinstance(arg, Tensor) for arg in args):
+        return None
+    parameters = [arg for arg in args if name_of(arg)]
+    if len(parameters) != 1:
+        return None
+    other = args[0] if parameters[0] is args[1] else args[1]
+    output = func(*args)
+    use = Scale(
+        name_of(parameters[0]),
+        output.shape,
+        factor=other.detach() if product else None,
+        view=(1,) * (output.ndim - parameters[0].ndim) + tuple(parameters[0].shape),
+    )
+    return output, use
+
+
+def _affine(
+    name_of: Names,
+    normed: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dim: int | None = None,
+) -> tuple[Tensor, Use]:
+    """Return the scaled and shifted values, and that use.
+
+    Args:
+        name_of: Names of trainable parameters.
+        normed: Normalised values.
+        weight: Scales.
+        bias: Summands.
+        dim: Dimension along which they vary; None: the last ones.
+    """
+    if dim is not None:
+        view = _along(normed.shape, dim)
+    else:
+        sizes = [p.shape for p in (weight, bias) if p is not None]
+        view = (1,) * (normed.ndim - len(sizes[0])) + tuple(sizes[0])
+    output = normed
+    if weight is not None and bias is not None:
+        output = torch.addcmul(bias.view(view), normed, weight.view(view))
+    elif weight is not None:
+        output = normed * weight.view(view)
+    elif bias is not None:
+        output = normed + bias.view(view)
+    name, bias_name = name_of(weight), name_of(bias)
+    use = Scale(
+        (*name, *bias_name),
+        output.shape,
+        factor=normed.detach() if name else None,
+        view=view,
+    )
+    return output, use
+
+
+def _bias(output: Tensor, names: tuple[str, ...], dim: int) -> Scale:
+    return Scale(names, output.shape, None, _along(output.shape, dim))
+
+
+def _along(shape: torch.Size, dim: int) -> tuple[int, ...]:
+    return tuple(size if d == dim else 1 for d, size in enumerate(shape))
+
+
+def _each(value: Any, num: int) -> tuple[int, ...]:
+    return (
+        (value,) * num if isinstance(value, int) else tuple(value) * (num // len(value))
+    )
+
+
+HANDLERS: dict[str, Callable[..., Recorded]] = {
+    "linear": _linear,
+    "conv1d": _convolution,
+    "conv2d": _convolution,
+    "conv3d": _convolution,
+    "embedding": _embedding,
+    "batch_norm": _statistic_norm,
+    "instance_norm": _statistic_norm,
+    "group_norm": _group_norm,
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "mul": _multiply,
+    "add": _add,
+}
