@@ -67,6 +67,7 @@ def test_eigenvectors_are_kept_and_the_next_measurement_takes_fewer_products(
     monkeypatch.setattr(
         "lit_resnorm.measures.fisher.routes.matrix_is_cheaper", lambda *_: False
     )
+
     def probe():
         return FIMEigenvalueProbe(num_eigenvalues=2, per_layer=False, cadence=2)
 
