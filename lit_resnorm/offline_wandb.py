@@ -31,10 +31,18 @@ def run_ids(folder: Path) -> dict[str, list[Path]]:
     ids: dict[str, list[Path]] = {}
     # `latest-run` is a link to one of them
     for path in sorted(folder.glob("*run-*"), key=lambda p: p.name.split("run-")[1]):
-        match = _FOLDER.fullmatch(path.name)
-        if match and not path.is_symlink():
-            ids.setdefault(match["id"], []).append(path)
+        if _FOLDER.fullmatch(path.name) and not path.is_symlink():
+            ids.setdefault(_run_id(path), []).append(path)
     return ids
+
+
+def _run_id(folder: Path) -> str:
+    # Two starts of a run in one second differ by a number at the folder's end, which
+    # the file inside does not have.
+    for file in folder.glob("run-*.wandb"):
+        return file.stem.removeprefix("run-")
+    match = _FOLDER.fullmatch(folder.name)
+    return match["id"] if match else folder.name
 
 
 def read_offline_wandb(path: str | os.PathLike[str]) -> list[Run]:
@@ -57,7 +65,7 @@ def read_offline_wandb(path: str | os.PathLike[str]) -> list[Run]:
     folder = path.parent if path.suffix == ".wandb" else path
     match = _FOLDER.fullmatch(folder.resolve().name)
     if match:
-        wanted = match["id"]
+        wanted = _run_id(folder.resolve())
         found = {wanted: run_ids(folder.resolve().parent)[wanted]}
     else:
         found = run_ids(path / "wandb") or run_ids(path)

@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import pytest
 import wandb
@@ -57,6 +58,14 @@ def test_a_file_a_run_and_a_folder_of_runs_lead_to_the_same(recorded):
         (run,) = read_offline_wandb(path)
         assert run.history.equals(expected)
     assert len(read_offline_wandb(recorded / "wandb")) == 2
+
+
+def test_two_processes_of_a_run_in_one_second_are_one_run(recorded, tmp_path):
+    first, second = sorted((recorded / "wandb").glob("offline-run-*-one*"))
+    for source, name in ((first, "one"), (second, "one-1")):
+        shutil.copytree(source, tmp_path / f"offline-run-20260101_000000-{name}")
+    (run,) = read_offline_wandb(tmp_path)
+    assert run.history.equals(read_offline_wandb(recorded)[0].history)
 
 
 def copied(recorded, tmp_path, change):
