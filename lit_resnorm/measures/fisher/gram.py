@@ -22,7 +22,7 @@ from lit_resnorm.measures.fisher.uses import outer_rows
 
 EachBlock = Callable[[Block, Tensor], None]
 
-_TILE = 256  # rows of a tile of the Gram matrix: fits the cache, feeds the product
+_TILE = 192  # rows of a tile of the Gram matrix: fits the cache, feeds the product
 
 
 def gram_matrix(
