@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from lit_resnorm import modules
 from lit_resnorm.measures.fisher import fisher_spectrum
 from lit_resnorm.measures.observe import identity
 from lit_resnorm_callbacks import Cadence, FIMEigenvalueProbe
@@ -334,3 +335,24 @@ def test_measure_needs_no_trainer():
     module = FunctionalNet()
     values = FIMEigenvalueProbe().measure(module, (X[:8], Y[:8]), identity)
     assert float(values["rate_bound"]) == 2 / float(values["lambda_max"])
+
+
+@pytest.mark.parametrize("kind", ["LitMLP", "LitResNet", "LitResNetBN"])
+def test_no_descent_of_small_nets_below_the_bound_diverges(kind):
+    torch.manual_seed(0)
+    net = getattr(modules, kind)(3, 16, in_shape=(16,), num_classes=2, loss="mse").net
+    x = torch.randn(24, 16)
+    targets = torch.randn(24, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    bound = fisher_spectrum(net, x, output="gaussian", num_eigenvalues=1).rate_bound
+    optimizer.param_groups[0]["lr"] = 0.98 * bound
+    net.train()
+    losses = []
+    for _ in range(300):
+        loss = (net(x) - targets).square().sum() / (2 * len(x))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(math.isfinite(value) for value in losses)
