@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser
 from small import FunctionalNet, loaders, quiet_trainer, vectors
 from torch import nn
 from torch.nn import functional as F
@@ -16,6 +17,8 @@ from lit_resnorm import modules
 from lit_resnorm.measures.fisher import fisher_spectrum
 from lit_resnorm.measures.observe import identity
 from lit_resnorm_callbacks import Cadence, FIMEigenvalueProbe
+from lit_resnorm_callbacks.fim_eigenvalues import targets_of
+from lit_resnorm_callbacks.probe_batch import network_output
 from lit_resnorm_callbacks.rates import largest_rate
 
 X, Y = vectors(40, seed=1).tensors
@@ -356,3 +359,12 @@ def test_no_descent_of_small_nets_below_the_bound_diverges(kind):
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert all(math.isfinite(value) for value in losses)
+
+
+def test_a_config_file_gives_functions_and_not_their_names():
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(L.Callback, "probe")
+    path = "lit_resnorm_callbacks.FIMEigenvalueProbe"
+    probe = parser.instantiate(parser.parse_args([f"--probe={path}"]))["probe"]
+    assert probe.target_fn is targets_of
+    assert probe.forward_fn is network_output

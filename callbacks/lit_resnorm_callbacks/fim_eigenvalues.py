@@ -104,7 +104,8 @@ class FIMEigenvalueProbe(Probe):
         class_dim: int | None = None,
         ignore_index: int = -100,
         class_weights: Sequence[float] | None = None,
-        target_fn: Callable[[Batch], Tensor | None] = targets_of,
+        # jsonargparse takes a callable that returns a class for a maker of instances
+        target_fn: Callable[..., Any] = targets_of,
         memory: int = 2**28,
         **options: Any,
     ) -> None:
