@@ -1,39 +1,15 @@
-"""The command line: LightningCLI with run directories and errors of one line."""
+"""The command line: which command runs, its errors in one line, its exit status."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
-from typing import Any
 
-from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from lightning_utilities.core.rank_zero import rank_zero_info
-
-# imported, classes are known to the command line by their short names
-import lit_resnorm.data
-import lit_resnorm.modules  # noqa: F401
-import lit_resnorm_callbacks  # noqa: F401
-from lit_resnorm.cli_checks import (
-    check_callback_names,
-    check_checkpoint,
-    check_devices,
-    check_outputs,
-)
-from lit_resnorm.cli_defaults import filled_in, with_defaults, without_traces
-from lit_resnorm.cli_errors import UsageError, check_config_files, one_line
-from lit_resnorm.cli_run import RUN_DIR, RunConfig, choose_run, forget_run, rank
-from lit_resnorm.data import DataModule
-from lit_resnorm.run_files import SUMMARY
-from lit_resnorm.run_places import load_checkpoint
+from lit_resnorm.cli_errors import UsageError, one_line
+from lit_resnorm.run_files import RUN_DIR
 
 PROGRAM = "lit-resnorm"
 SUCCESS, FAILURE, WRONG_USE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -65,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = WRONG_USE if isinstance(error, UsageError) else FAILURE
         if show_traceback:
             traceback.print_exc()
-        place = f" [rank {rank()}]" if rank() else ""
-        sys.stderr.write(f"{PROGRAM}: error{place}: {one_line(error)}\n")
+        sys.stderr.write(f"{PROGRAM}: error{_place()}: {one_line(error)}\n")
     finally:
         os.environ.pop(RUN_DIR, None)
         wandb = sys.modules.get("wandb")
@@ -76,10 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
+    # Lightning and torch take seconds to import; compare needs neither
+    if args[:1] == ["compare"]:
+        from lit_resnorm.compare.command import compare
+
+        return compare(args[1:])
     if args[:1] == ["reproduce"]:
         from lit_resnorm.papers.reproduce import reproduce
 
         return reproduce(args[1:])
+    from lit_resnorm.cli_fit import ResNormCLI
+
     cli = ResNormCLI(args)
     return DIVERGED if cli.subcommand == "fit" and cli.diverged else SUCCESS
 
@@ -94,179 +76,9 @@ def _status_of_exit(error: SystemExit) -> int:
     return error.code if isinstance(error.code, int) else SUCCESS
 
 
-class ResNormCLI(LightningCLI):
-    """LightningCLI for any model and data, with a directory for every run.
+def _place() -> str:
+    if "lightning" not in sys.modules:
+        return ""
+    from lit_resnorm.cli_run import rank
 
-    Args:
-        args: Words of the command line.
-    """
-
-    def __init__(self, args: Sequence[str] | None = None) -> None:
-        self.run_dir: Path | None = None
-        super().__init__(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=RunConfig,
-            trainer_defaults={"default_root_dir": "runs"},
-            seed_everything_default=0,
-            # our modules take optimizer and scheduler as options of their own
-            auto_configure_optimizers=False,
-            args=None if args is None else list(args),
-        )
-
-    @property
-    def options(self) -> Namespace:
-        """The resolved options of the subcommand."""
-        return self.config[self.config.subcommand]
-
-    @property
-    def diverged(self) -> bool:
-        """Whether the training diverged."""
-        forked = isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher)
-        if forked and self.run_dir is not None:
-            # the module that knows is in a process that has ended
-            path = self.run_dir / SUMMARY
-            return (
-                path.exists() and json.loads(path.read_text())["status"] == "diverged"
-            )
-        return getattr(self.model, "diverged", False)
-
-    @property
-    def _weights_only(self) -> bool:
-        return self.options.get("weights_only") is not False
-
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Return a parser that raises instead of leaving the process."""
-        return super().init_parser(**{"exit_on_error": False, **kwargs})
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options of run directories."""
-        parser.add_argument(
-            "--experiment",
-            type=str | None,
-            default=None,
-            help="Folder of runs that belong together; default: the name of the first"
-            " --config file, else of the model.",
-        )
-        parser.add_argument(
-            "--run",
-            type=str | None,
-            default=None,
-            help="Name of the run; default: a time stamp. With --ckpt_path last or"
-            " best: the run to go on with, default the experiment's newest.",
-        )
-        parser.add_argument(
-            "--test_after_fit",
-            type=bool,
-            default=False,
-            help="Whether fit ends with one pass over the test set.",
-        )
-        parser.set_defaults({"data": {"class_path": "lit_resnorm.data.Digits"}})
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the words of the command line."""
-        check_config_files(sys.argv[1:] if args is None else args)
-        try:
-            self.config = parser.parse_args(args)
-        except Exception as error:
-            raise UsageError(one_line(error)) from error
-
-    def _parse_ckpt_path(self) -> None:
-        """Leave the options as they are: a checkpoint doesn't override them."""
-
-    def before_instantiate_classes(self) -> None:
-        """Fill in defaults, and find or make the run directory."""
-        try:
-            options = self.options
-            check_devices(options.trainer.accelerator, options.trainer.devices)
-            self._default_config()
-            self._link_data()
-            self.run_dir = choose_run(self.options, self.config.subcommand)
-        except Exception as error:
-            raise UsageError(one_line(error)) from error
-
-    def _default_config(self) -> None:
-        options = self.options
-        has_wandb = importlib.util.find_spec("wandb") is not None
-        defaults = with_defaults(options, has_wandb=has_wandb)
-        changes = {self.config.subcommand: defaults}
-        self.config = self.parser.parse_object(changes, self.config)
-        if self.options.experiment is None:
-            files = self.options.config or []
-            stem = Path(str(files[0])).stem if files else None
-            model = self.options.model.class_path.rpartition(".")[2]
-            self.options.experiment = stem or model
-
-    def _link_data(self) -> None:
-        """Fill in the model's input shape and classes from the data module."""
-        init = self.options.model.get("init_args", {})
-        wanted = {"in_shape": "input_shape", "num_classes": "num_classes"}
-        missing = [name for name in wanted if name in init and init[name] is None]
-        if not missing:
-            return
-        parser = LightningArgumentParser(exit_on_error=False)
-        parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-        config = Namespace(data=self.options.data.clone())
-        data = parser.instantiate(config)["data"]
-        for name in missing:
-            init[name] = getattr(data, wanted[name], None)
-
-    def instantiate_classes(self) -> None:
-        """Make model, data and trainer, and look for mistakes before training."""
-        try:
-            self.config_init = self.parser.instantiate(self._own_config())
-            self.datamodule = self._get(self.config_init, "data")
-            self.model = self._get(self.config_init, "model")
-            # the whole config goes to the loggers once, by RunConfig
-            self.model._log_hyperparams = self.datamodule._log_hyperparams = False
-            check_outputs(self.model, self.datamodule)
-            if self.options.ckpt_path:
-                path = Path(self.options.ckpt_path)
-                check_checkpoint(path, self.model, weights_only=self._weights_only)
-            callbacks = self._get(self.config_init, "trainer").get("callbacks")
-            check_callback_names(callbacks or ())
-            self._prepare_data()
-            self.trainer = self.instantiate_trainer()
-        except Exception as error:
-            forget_run(self.run_dir)
-            raise UsageError(one_line(error)) from error
-
-    def _own_config(self) -> Namespace:
-        """Return the config with what belongs to this run alone."""
-        config = self.config.clone()
-        options = config[config.subcommand]
-        if options.trainer.fast_dev_run:
-            without_traces(options)
-        elif self.run_dir is not None:
-            self.save_config_kwargs = {"run_dir": self.run_dir}
-            filled_in(options, self.run_dir)
-        return config
-
-    def _prepare_data(self) -> None:
-        """Make our data sets now, where an error costs nothing; it is done once."""
-        if isinstance(self.datamodule, DataModule) and rank() == 0:
-            self.datamodule.prepare_data()
-            self.datamodule.setup(self.config.subcommand)
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        path = self.options.ckpt_path
-        if subcommand != "fit" and path and Path(path).is_file():
-            # so that values are logged at the step that the weights have come to
-            checkpoint = load_checkpoint(Path(path), weights_only=self._weights_only)
-            if "loops" in checkpoint:
-                loops = checkpoint["loops"]
-                self.trainer.fit_loop.load_state_dict(loops["fit_loop"])
-        try:
-            super()._run_subcommand(subcommand)
-        except BaseException:
-            forget_run(self.run_dir)
-            raise
-        if self.run_dir is not None:
-            rank_zero_info(f"Run directory: {self.run_dir}")
-
-    def after_fit(self) -> None:
-        """Test the trained weights where `test_after_fit` asks for it."""
-        if self.options.test_after_fit and not self.diverged:
-            self.trainer.test(self.model, datamodule=self.datamodule)
+    return f" [rank {rank()}]" if rank() else ""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 _KEY = re.compile(r'Parser key "([^"]+)":')
 # Messages of jsonargparse around the reason, which is their cause.
@@ -57,15 +56,20 @@ def one_line(error: BaseException) -> str:
 
 
 def _is_wrapping(error: BaseException) -> bool:
-    if isinstance(error, argparse.ArgumentError | MisconfigurationException):
+    # commands that need no Lightning don't wait for its import
+    if isinstance(error, argparse.ArgumentError) or (
+        type(error).__name__ == "MisconfigurationException"
+    ):
         return True
     return bool(_WRAPPING.match(str(error)))
 
 
 def _suggestion(line: str) -> str:
     unknown = re.search(r"unknown class '(\w+)'", line)
-    if not unknown:
+    if not unknown or "lightning" not in sys.modules:
         return ""
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule
+
     kinds: list[type] = [LightningModule, LightningDataModule, Callback]
     for kind in kinds:  # grows by the classes derived from those in it
         kinds.extend(kind.__subclasses__())

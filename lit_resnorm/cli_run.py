@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lit_resnorm.cli_checks import VARIANT
-from lit_resnorm.run_files import CONFIG, logged_config
+from lit_resnorm.run_files import CONFIG, RUN_DIR, logged_config
 from lit_resnorm.run_places import (
     best_checkpoint,
     check_name,
@@ -23,9 +23,6 @@ from lit_resnorm.run_places import (
     new_run,
 )
 from lit_resnorm.runs import RunHistory
-
-RUN_DIR = "LIT_RESNORM_RUN_DIR"
-"""Tells the processes that Lightning starts for DDP which directory rank 0 made."""
 
 
 def rank() -> int:

@@ -28,6 +28,8 @@ CONFIG = "config.yaml"
 TABLES = "tables"
 FIGURES = "figures"
 CHECKPOINTS = "checkpoints"
+RUN_DIR = "LIT_RESNORM_RUN_DIR"
+"""Tells the processes that Lightning starts for DDP which directory rank 0 made."""
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
