@@ -63,7 +63,7 @@ def cell(item: str, route: str, question: str, repeats: int, limit: float) -> st
         return "too slow"
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["killed"])[-1]
-        kinds = {"NotImplementedError": "-", "ModuleNotFoundError": "absent"}
+        kinds = {"fisher_routes.NoRoute": "-", "ModuleNotFoundError": "absent"}
         return kinds.get(last.partition(":")[0], "fails")
     found = json.loads(done.stdout.splitlines()[-1])
     mark = "!" if found["error"] > 1e-3 else ""

@@ -2,7 +2,7 @@
 
 Each takes a network, inputs, labels and a question (`trace`, `top 1`, `top 10`, `all`)
 and returns numbers: the trace, or eigenvalues in descending order. A question that a
-tool does not answer raises `NotImplementedError`.
+tool does not answer raises `NoRoute`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from torch.func import functional_call, jacrev, vmap
 from lit_resnorm.measures.fisher import fisher_spectrum
 
 TOP = {"top 1": 1, "top 10": 10}
+
+
+class NoRoute(Exception):  # noqa: N818
+    """The tool does not answer the question."""
 
 
 def ours(net: nn.Module, x: Tensor, y: Tensor, question: str) -> list[float]:
@@ -35,7 +39,7 @@ def ours(net: nn.Module, x: Tensor, y: Tensor, question: str) -> list[float]:
 def followed(net: nn.Module, x: Tensor, y: Tensor, question: str) -> list[float]:
     """Use `fisher_spectrum` after a small step from where it was last measured."""
     if question != "top 1":
-        raise NotImplementedError
+        raise NoRoute
     state = net.__dict__.setdefault("followed", {})
     found = fisher_spectrum(
         net,
@@ -57,7 +61,7 @@ def curvlinops(net: nn.Module, x: Tensor, y: Tensor, question: str) -> list[floa
     from scipy.sparse.linalg import eigsh
 
     if question not in TOP:
-        raise NotImplementedError
+        raise NoRoute
     operator = GGNLinearOperator(
         net,
         nn.CrossEntropyLoss(),
@@ -78,7 +82,7 @@ def nngeometry(net: nn.Module, x: Tensor, y: Tensor, question: str) -> list[floa
     from torch.utils.data import DataLoader, TensorDataset
 
     if question != "trace":
-        raise NotImplementedError
+        raise NoRoute
     loader = DataLoader(TensorDataset(x, y), batch_size=len(x))
     matrix = FIM(
         model=net, loader=loader, representation=PMatDiag, variant="classif_logits"
@@ -93,7 +97,7 @@ def backpack(net: nn.Module, x: Tensor, y: Tensor, question: str) -> list[float]
     from backpack.extensions import DiagGGNExact
 
     if question != "trace":
-        raise NotImplementedError
+        raise NoRoute
     wrapped = extend(net, use_converter=not isinstance(net, nn.Sequential))
     loss = extend(nn.CrossEntropyLoss())(wrapped(x), y)
     with extended(DiagGGNExact()):
@@ -106,7 +110,7 @@ def pyhessian(net: nn.Module, x: Tensor, y: Tensor, question: str) -> list[float
     from pyhessian import hessian
 
     if question not in TOP:
-        raise NotImplementedError
+        raise NoRoute
     operator = hessian(net, nn.CrossEntropyLoss(), data=(x, y), cuda=False)
     values, _ = operator.eigenvalues(top_n=TOP[question], tol=1e-3)
     return [float(value) for value in values]

@@ -48,3 +48,14 @@ def test_every_variants_spectrum_is_that_of_the_explicit_matrix(path):
             found.eigenvalues, expected, rtol=1e-9, atol=1e-12 * float(expected[0])
         )
         assert found.trace == pytest.approx(float(rows.square().sum()), rel=1e-9)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_variant_in_single_precision_keeps_four_digits(path):
+    net, x = small_net(path)
+    for norm_mode in ("frozen", "eval"):
+        found = fisher_spectrum(net.float(), x.float(), norm_mode=norm_mode)
+        rows = explicit_rows(net.double(), x.float().double(), norm_mode=norm_mode)
+        expected = nonzero_eigenvalues(rows @ rows.T)
+        large = expected[expected > 1e-4 * expected[0]]
+        assert_close(found.eigenvalues[: len(large)], large, rtol=1e-4, atol=0.0)
