@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_resnorm.run_files import Run, history_frame, plain, summarise
+from lit_resnorm.run_files import Run, RunRows, plain
 
 _STEP = "trainer/global_step"
 _BLOCK = 32768
@@ -61,17 +61,25 @@ def read_offline_wandb(path: str | os.PathLike[str]) -> list[Run]:
         ValueError: If there is no offline run, or a file is damaged before its end.
         ModuleNotFoundError: If wandb isn't installed.
     """
+    found = find_offline_runs(path)
+    if not found:
+        raise ValueError(f"{path} holds no offline W&B run")
+    return [read_offline_run(i, folders).run() for i, folders in found.items()]
+
+
+def find_offline_runs(path: str | os.PathLike[str]) -> dict[str, list[Path]]:
+    """Return the directories of the runs recorded under `path`, by id.
+
+    Args:
+        path: As for `read_offline_wandb`.
+    """
     path = Path(path)
     folder = path.parent if path.suffix == ".wandb" else path
     match = _FOLDER.fullmatch(folder.resolve().name)
     if match:
         wanted = _run_id(folder.resolve())
-        found = {wanted: run_ids(folder.resolve().parent)[wanted]}
-    else:
-        found = run_ids(path / "wandb") or run_ids(path)
-    if not found:
-        raise ValueError(f"{path} holds no offline W&B run")
-    return [_read_run(run_id, folders) for run_id, folders in found.items()]
+        return {wanted: run_ids(folder.resolve().parent)[wanted]}
+    return run_ids(path / "wandb") or run_ids(path)
 
 
 @dataclass
@@ -83,7 +91,13 @@ class _Recorded:
     seconds: float = 0.0
 
 
-def _read_run(run_id: str, folders: Iterable[Path]) -> Run:
+def read_offline_run(run_id: str, folders: Iterable[Path]) -> RunRows:
+    """Return the run of an id that was recorded in directories, the oldest first.
+
+    Raises:
+        ValueError: If a file is damaged before its end.
+        ModuleNotFoundError: If wandb isn't installed.
+    """
     recorded, latest = _Recorded(), Path()
     for latest in folders:
         recorded.exit_code = None
@@ -91,15 +105,16 @@ def _read_run(run_id: str, folders: Iterable[Path]) -> Run:
             _take(file, recorded)
     rows = [recorded.rows[step] for step in sorted(recorded.rows)]
     recorded.config.pop("_wandb", None)
-    words = {None: "interrupted", 0: "finished"}
+    words = {None: "interrupted", 0: "finished", 130: "interrupted"}
+    if "variant" in recorded.config:
+        words[3] = "diverged"  # our own command line's exit status
     summary = {
         "status": words.get(recorded.exit_code, "failed"),
-        "values": summarise(rows),
         "verdicts": {},
         "seconds": recorded.seconds,
     }
     name = recorded.name or run_id
-    return Run(name, latest, recorded.config, history_frame(rows), summary)
+    return RunRows(name, latest, recorded.config, rows, summary)
 
 
 def _take(file: Path, recorded: _Recorded) -> None:

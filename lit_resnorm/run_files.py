@@ -56,6 +56,32 @@ class Run:
     summary: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class RunRows:
+    """A run as its files hold it.
+
+    Attributes:
+        name: As `Run.name`; `path` and `config` likewise.
+        path: Where it was read.
+        config: Its configuration.
+        rows: The lines of the history: `step`, `epoch` and values; NaN and infinities
+            are words.
+        summary: As `Run.summary`, without `values`.
+    """
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+    def run(self) -> Run:
+        """Return the same with a frame for the history, and a summary of its values."""
+        # a summary that a kill left behind may be older than the history
+        summary = {**self.summary, "values": summarise(self.rows)}
+        return Run(self.name, self.path, self.config, history_frame(self.rows), summary)
+
+
 def read_run(path: str | os.PathLike[str]) -> Run:
     """Return the run that a run directory holds.
 
@@ -63,6 +89,15 @@ def read_run(path: str | os.PathLike[str]) -> Run:
 
     Raises:
         ValueError: If `path` is no run directory, or a file in it is damaged.
+    """
+    return read_run_rows(path).run()
+
+
+def read_run_rows(path: str | os.PathLike[str]) -> RunRows:
+    """Return what `read_run` does as plain rows, which is quicker.
+
+    Raises:
+        ValueError: As there.
     """
     path = Path(path)
     if not (path / HISTORY).is_file():
@@ -72,21 +107,20 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     try:
         if (path / SUMMARY).exists():
             summary |= json.loads((path / SUMMARY).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path / SUMMARY} is damaged: {error}") from error
-    # a summary that a kill left behind may be older than the history
-    summary["values"] = summarise(rows)
     try:
         config = read_config(path / CONFIG) if (path / CONFIG).exists() else {}
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path / CONFIG} is damaged: {error}") from error
-    name = path.resolve().name
-    return Run(name, path, logged_config(config), history_frame(rows), summary)
+    return RunRows(path.resolve().name, path, logged_config(config), rows, summary)
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """Return a `config.yaml` as plain dicts, lists and scalars."""
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    # libyaml's own loader, where it was compiled in, is ten times as fast
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    config = yaml.load(path.read_text(encoding="utf-8"), loader)
     if not isinstance(config, dict):
         raise ValueError("no mapping")
     return config
@@ -160,16 +194,27 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     # what follows the last newline is empty, or a line that a kill cut short
     *lines, _ = path.read_bytes().split(b"\n")
+    try:
+        # all at once takes half the time
+        rows = json.loads(b"[" + b",".join(lines) + b"]")
+    except ValueError:
+        rows = []
+    if len(rows) == len(lines) and all(map(_is_row, rows)):
+        return rows
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: no JSON ({error})") from error
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        if not _is_row(row):
             raise ValueError(f"{path}, line {number}: no object with a whole 'step'")
         rows.append(row)
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and type(row.get("step")) is int
 
 
 def replace_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
