@@ -1,0 +1,84 @@
+// Axes: where a value stands, and the values that are marked.
+
+/** Return the limits of finite values, or null where there are none. */
+function limits(values, isFit = Number.isFinite) {
+  let low = Infinity;
+  let high = -Infinity;
+  for (const value of values) {
+    if (Number.isFinite(value) && isFit(value)) {
+      if (value < low) low = value;
+      if (value > high) high = value;
+    }
+  }
+  return low <= high ? [low, high] : null;
+}
+
+/** Return a scale from values to pixels with even steps. */
+function linearScale([low, high], [from, to], count) {
+  const step = niceStep((high - low) / Math.max(1, count));
+  const ticks = [];
+  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k += 1) {
+    ticks.push({ at: k * step, text: tickText(k * step, step) });
+  }
+  const slope = (to - from) / (high - low);
+  return { at: (value) => from + (value - low) * slope, ticks, holds: () => true };
+}
+
+function niceStep(rough) {
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const factor = [1, 2, 5, 10].find((nice) => nice * power >= rough * 0.999);
+  return factor * power;
+}
+
+/** Return a scale for positive values with even ratios. */
+function logScale([low, high], [from, to], count) {
+  const [first, last] = [Math.log10(low), Math.log10(high)];
+  const slope = (to - from) / (last - first);
+  const stride = Math.max(1, Math.ceil((last - first) / count));
+  let ticks = [];
+  for (let power = Math.ceil(first); power <= last; power += stride) {
+    ticks.push(10 ** power);
+  }
+  if (last - first < 2.5) {
+    const digits = last - first < 1.2 ? [1, 2, 3, 5, 7] : [1, 2, 5];
+    ticks = [];
+    for (let power = Math.floor(first); power <= last; power += 1) {
+      for (const digit of digits) ticks.push(digit * 10 ** power);
+    }
+    ticks = ticks.filter((value) => value >= low * 0.999 && value <= high * 1.001);
+  }
+  if (ticks.length < 2) ticks = linearScale([low, high], [0, 1], 4).ticks.map((t) => t.at);
+  return {
+    at: (value) => from + (Math.log10(value) - first) * slope,
+    ticks: ticks.map((at) => ({ at, text: tickText(Number(at.toPrecision(12))) })),
+    holds: (value) => value > 0,
+  };
+}
+
+/** Return a logarithmic scale of counts that has a place for 0. */
+function countScale([low, high], [from, to]) {
+  const place = (value) => Math.log10(1 + Math.max(0, value));
+  const slope = (to - from) / (place(high) - place(low) || 1);
+  const ticks = [0];
+  for (let value = 1; value <= high; value *= 10) ticks.push(value);
+  return {
+    at: (value) => from + (place(value) - place(low)) * slope,
+    ticks: ticks.filter((at) => at >= low).map((at) => ({ at, text: tickText(at) })),
+    holds: () => true,
+  };
+}
+
+/** Return limits a little wider, and never of no width. */
+function widened([low, high], isLog) {
+  if (isLog) {
+    const ratio = low === high ? 2 : (high / low) ** 0.04;
+    return [low / ratio, high * ratio];
+  }
+  const margin = low === high ? Math.abs(low) * 0.1 || 1 : (high - low) * 0.04;
+  return [low - margin, high + margin];
+}
+
+/** Say whether values are better seen on a logarithmic axis. */
+function wantsLog(range, values) {
+  return range !== null && range[0] > 0 && range[1] / range[0] > 300 && values > 2;
+}
