@@ -1,18 +1,131 @@
-"""Configs of runs, flat, and where they differ."""
+"""Configs of runs: flat, without what tells nothing, and where they differ."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+FLAT = ("variant", "depth", "width", "data", "optimizer", "lr", "batch_size", "seed")
+"""Keys that every run of `fit` has."""
 
-def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested config with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= flat_config(value, f"{name}.")
-        else:
-            flat[name] = value if not isinstance(value, list) else str(value)
+# The same values at their place in the nested config.
+_TWINS = {
+    "model": "variant",
+    "model.depth": "depth",
+    "model.width": "width",
+    "data": "data",
+    "model.optimizer": "optimizer",
+    "model.optimizer.lr": "lr",
+    "data.batch_size": "batch_size",
+    "seed_everything": "seed",
+}
+# What says where and under which name a run was made, not what it is.
+_LEFT_OUT = re.compile(
+    r"(run|experiment|ckpt_path|config|weights_only|trainer\.(logger|default_root_dir)"
+    r"|trainer\.callbacks\.(StepSeed|ModelCheckpoint|\w*ProgressBar|RunReport)"
+    r"|.*\b(dirpath|save_dir|root|run_name|run_id|_instantiator|_class_path))(\..*)?"
+    r"|_.*"
+)
+_ABSOLUTE = re.compile(r"/[^/]|[A-Za-z]:[\\/]|~/")
+
+
+def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's config flat: dotted keys, scalars; lists as JSON text.
+
+    A component counts under its place (`model.optimizer`) with its options below
+    (`model.optimizer.lr`); callbacks go by their class. Left out are names of runs,
+    paths of this machine, loggers, and second copies of the keys in `FLAT`.
+
+    Args:
+        config: As loggers got it: nested under `config` beside flat keys, or another
+            project's, nested or flat.
+    """
+    nested = config.get("config")
+    ours = isinstance(nested, Mapping) and "variant" in config
+    flat = {key: _scalar(config[key]) for key in FLAT if ours and key in config}
+    for key, value in _leaves(nested if ours else config):
+        second = ours and _TWINS.get(key) in flat
+        path = isinstance(value, str) and _ABSOLUTE.match(value)
+        if not second and not path and not _LEFT_OUT.fullmatch(key):
+            flat[key] = value
     return flat
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        dot = f"{prefix}." if prefix else ""
+        if isinstance(value.get("class_path"), str) and prefix:
+            yield prefix, value["class_path"]
+            yield from _leaves(value.get("init_args") or {}, prefix)
+            return
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{dot}{key}")
+    elif isinstance(value, Sequence) and not isinstance(value, str) and _parts(value):
+        seen: dict[str, int] = {}
+        for part in value:
+            name = part["class_path"].rpartition(".")[2]
+            seen[name] = number = seen.get(name, 0) + 1
+            place = f"{prefix}.{name}" + (f".{number}" if number > 1 else "")
+            yield from _leaves(part, place)
+    else:
+        yield prefix, _scalar(value)
+
+
+def _parts(value: Sequence[Any]) -> bool:
+    """Say whether a list is one of components."""
+    return bool(value) and all(
+        isinstance(part, Mapping) and isinstance(part.get("class_path"), str)
+        for part in value
+    )
+
+
+def _scalar(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return json.dumps(value, default=str)
+
+
+def known_key(key: str) -> str:
+    """Return the key of the flat config that a user may mean.
+
+    `model.init_args.depth`, `config.model.init_args.depth` and `model.depth` are all
+    `depth`.
+    """
+    short = key.removeprefix("config.").replace(".init_args", "")
+    short = short.removesuffix(".class_path")
+    return _TWINS.get(short, short)
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the keys whose values differ, the best known first.
+
+    A key that some runs lack differs where the others' values do, or where every run
+    of `fit` has it.
+
+    Returns:
+        By key, a value a run; None where a run lacks it.
+    """
+    found = {}
+    for key in _keys(configs):
+        values = [config[key] for config in configs if key in config]
+        lacking = len(values) < len(configs)
+        if (lacking and key in FLAT) or any(v != values[0] for v in values[1:]):
+            found[key] = [config.get(key) for config in configs]
+    return found
+
+
+def same(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what is equal in all configs."""
+    return {
+        key: configs[0][key]
+        for key in _keys(configs)
+        if all(key in c and c[key] == configs[0].get(key) for c in configs)
+    }
+
+
+def _keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    keys = dict.fromkeys(key for config in configs for key in config)
+    flat = [key for key in FLAT if key in keys]
+    return [*flat, *sorted(key for key in keys if key not in FLAT)]

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 Kind = Literal["directory", "offline", "online", "csv"]
 
+VERDICTS = {0.0: "none", 1.0: "signal", 2.0: "snr", -1.0: "undetermined"}
+"""Words of a logged verdict, see `lit_resnorm.measures.moments.pathology`."""
+
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _SITE = re.compile(r"(?P<quantity>.+?)/(?P<site>\d{3,}\..+)")
 
@@ -106,3 +109,43 @@ def sorted_series(steps: Iterable[int], values: Iterable[float]) -> Series:
     step, value = step[order], value[order]
     last = np.append(step[1:] != step[:-1], True)
     return Series(step[last], value[last])
+
+
+def recorded_of_rows(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    name: str,
+    source: str,
+    kind: Kind,
+    status: str,
+    config: Mapping[str, Any],
+    verdicts: Mapping[str, str] | None = None,
+    seconds: float | None = None,
+) -> Recorded:
+    """Return a run from its history.
+
+    Verdicts that were logged as numbers become words: so they are the same wherever a
+    run was recorded.
+
+    Raises:
+        ValueError: If the history holds no number.
+    """
+    series, depth = series_of_rows(rows)
+    if not series and not depth:
+        raise ValueError("it holds no values")
+    words = {
+        key: VERDICTS.get(one.value[-1], "undetermined")
+        for key, one in series.items()
+        if key.endswith("/pathology")
+    }
+    return Recorded(
+        name=name,
+        source=source,
+        kind=kind,
+        status=status,
+        config=config,
+        verdicts={**(verdicts or {}), **words},
+        seconds=seconds,
+        series=series,
+        depth=depth,
+    )

@@ -1,0 +1,84 @@
+"""Runs on a W&B server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from lit_resnorm.compare.config import flat_config
+from lit_resnorm.compare.recorded import Recorded, recorded_of_rows
+
+ADDRESS = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
+"""`entity/project` or `entity/project/run`."""
+
+_STEP = "trainer/global_step"
+_STATES = {
+    "finished": "finished",
+    "running": "interrupted",
+    "killed": "interrupted",
+    "preempted": "interrupted",
+    "preempting": "interrupted",
+}
+_SECONDS = 30
+
+
+def read_online(address: str) -> list[Recorded]:
+    """Return the runs of a project, or the one run that an address names.
+
+    Raises:
+        ValueError: If the server can't be asked, or has no such run.
+    """
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise ValueError("it needs wandb, which is not installed") from error
+    try:
+        api = wandb.Api(timeout=_SECONDS)
+        if address.count("/") == 2:
+            return [recorded_online(api.run(address), address)]
+        runs = [
+            recorded_online(run, f"{address}/{run.id}") for run in api.runs(address)
+        ]
+    except (wandb.Error, OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"no such file or directory, and the W&B server gave nothing: {reason}"
+        ) from error
+    if not runs:
+        raise ValueError("the project holds no runs")
+    return runs
+
+
+def recorded_online(run: Any, source: str) -> Recorded:
+    """Return a run of `wandb.Api`.
+
+    Args:
+        run: With `id`, `name`, `state`, `config`, `summary` and `scan_history()`.
+        source: Its address.
+    """
+    summary = dict(run.summary)
+    status = _STATES.get(run.state, "failed")
+    return recorded_of_rows(
+        _rows(run.scan_history()),
+        name=run.name or run.id,
+        source=source,
+        kind="online",
+        status=summary.get("status") or status,
+        config=flat_config(
+            {k: v for k, v in run.config.items() if not k.startswith("_")}
+        ),
+        seconds=(summary.get("_wandb") or {}).get("runtime"),
+    )
+
+
+def _rows(history: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    for row in history:
+        step = row.get(_STEP)
+        step = row.get("_step", 0) if step is None else step
+        values = {
+            key: value
+            for key, value in row.items()
+            if key != _STEP and not key.startswith("_")
+        }
+        yield {**values, "step": int(step)}
