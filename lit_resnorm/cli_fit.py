@@ -16,6 +16,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 # imported, classes are known to the command line by their short names
+import lit_resnorm.compare.report
 import lit_resnorm.data
 import lit_resnorm.modules  # noqa: F401
 import lit_resnorm_callbacks  # noqa: F401

@@ -15,7 +15,7 @@ import platform
 import sys
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -76,6 +76,7 @@ class RunHistory(Logger):
         self._kept_tables: dict[Path, int] = {}
         self._verdicts: dict[str, str] = {}
         self._began: float | None = None
+        self._when_final: list[Callable[[], None]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what a spawned process can't be given."""
@@ -260,15 +261,29 @@ class RunHistory(Logger):
         """Hold a verdict for `summary.json`."""
         self._verdicts[key] = word
 
+    def when_final(self, action: Callable[[], None]) -> None:
+        """Have `action` called on rank 0 whenever the run's files are complete.
+
+        That is after Lightning's last hook of a `fit`, `validate` or `test`, however it
+        ended.
+        """
+        if action not in self._when_final:
+            self._when_final.append(action)
+
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write `summary.json`; without a run that began, nothing.
+        """Write `summary.json` (without a run that began, nothing).
 
         Args:
             status: Lightning's word, "success" or "failed". Written is `finished`,
                 `diverged` (the module says so), `interrupted` (Ctrl-C, SIGTERM) or
                 `failed`; validation and test leave a training's status as it is.
         """
+        self._write_summary(status)
+        for action in self._when_final:
+            action()
+
+    def _write_summary(self, status: str) -> None:
         trainer = self._known_trainer()
         if trainer is None or self._began is None:
             return
