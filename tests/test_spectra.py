@@ -94,6 +94,13 @@ def test_products_that_are_not_finite_give_nan():
     assert bool(found.values.isnan().all())
 
 
+def test_a_zero_operator_has_zero_eigenvalues_whatever_the_start():
+    for seed in (0, 1):
+        found = top_eigenpairs(torch.zeros_like, start(20, 1, seed), 1, min_products=4)
+        assert found.converged
+        assert float(found.values) == 0.0
+
+
 def test_hutchinsons_error_shrinks_as_its_standard_error_says():
     matrix, _ = symmetric(torch.linspace(2, 0, 30))
     exact = float(matrix.trace())

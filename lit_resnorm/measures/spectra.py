@@ -102,7 +102,7 @@ def top_eigenpairs(
         room = min(block, dim - size, max_products - size)
         grow = open_ if bool(open_.any()) else torch.ones_like(open_)
         grown_DB = _orthonormal(residual_DK[:, grow][:, :room], basis_DM)
-        if grown_DB.shape[1] == 0:  # an invariant space: go on from a fresh direction
+        while grown_DB.shape[1] == 0:  # an invariant space: go on in a fresh direction
             fresh = torch.randn(dim, 1, generator=noise, dtype=torch.float64)
             grown_DB = _orthonormal(fresh.to(basis_DM), basis_DM)
         basis_DM = torch.cat([basis_DM, grown_DB], dim=1)
