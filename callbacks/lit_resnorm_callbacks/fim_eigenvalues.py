@@ -37,6 +37,26 @@ _OUTPUTS = {"cross_entropy": "softmax", "mse": "gaussian"}
 _LOSSES = {nn.CrossEntropyLoss: "softmax", nn.BCEWithLogitsLoss: "bernoulli"}
 
 
+def distribution_of(module: nn.Module) -> str:
+    """Return the distribution that belongs to a module's loss, `auto` without one.
+
+    Raises:
+        ValueError: If its loss tells none.
+    """
+    loss = getattr(module, "loss", None)
+    if isinstance(loss, str) and loss in _OUTPUTS:
+        return _OUTPUTS[loss]
+    if not isinstance(loss, nn.modules.loss._Loss):
+        return "auto"
+    if type(loss) not in _LOSSES:
+        raise ValueError(
+            f"output is 'auto' and the module's loss is {type(loss).__name__}, which"
+            " tells no distribution; give output 'softmax', 'bernoulli' or 'gaussian'"
+            " (and loss_scale)"
+        )
+    return _LOSSES[type(loss)]
+
+
 class FIMEigenvalueProbe(Probe):
     """Follow the Fisher matrix's spectrum, and the rate bound that it sets.
 
@@ -204,20 +224,12 @@ class FIMEigenvalueProbe(Probe):
         )
 
     def _output(self, module: LightningModule) -> str:
-        loss = getattr(module, "loss", None)
         if self.output != "auto":
             return self.output
-        if isinstance(loss, str) and loss in _OUTPUTS:
-            return _OUTPUTS[loss]
-        if isinstance(loss, nn.modules.loss._Loss):
-            if type(loss) not in _LOSSES:
-                raise ValueError(
-                    f"{self.name}: output is 'auto' and the module's loss is"
-                    f" {type(loss).__name__}, which tells no distribution; give output"
-                    " 'softmax', 'bernoulli' or 'gaussian' (and loss_scale)"
-                )
-            return _LOSSES[type(loss)]
-        return "auto"
+        try:
+            return distribution_of(module)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
 
     def _weights(self, batch: Batch) -> Tensor | None:
         labels = self.target_fn(batch)

@@ -83,7 +83,7 @@ def fixed_batch(
     with untouched(module), torch.no_grad():
         if batch is None:
             source = dataloader if dataloader is not None else _loader(trainer, name)
-            batch = _first_examples(source, num_examples, name)
+            batch = first_examples(source, num_examples, name)
         if trainer.world_size > 1:
             batch = trainer.strategy.broadcast(batch)
         batch = take_rows(batch, slice(num_examples))
@@ -120,7 +120,14 @@ def _loader(trainer: Trainer, name: str) -> Iterable[Any]:
     )
 
 
-def _first_examples(loader: Iterable[Any], num_examples: int, name: str) -> Any:
+def first_examples(loader: Iterable[Any], num_examples: int, name: str) -> Any:
+    """Return a loader's first batches, joined, that hold so many examples or all.
+
+    The global random states are set, so that a shuffling loader gives the same.
+
+    Raises:
+        ValueError: If the loader holds no example; begins with `name`.
+    """
     torch.default_generator.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
     random.seed(0)

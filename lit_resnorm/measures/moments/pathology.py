@@ -34,7 +34,7 @@ GOOD = 0.8
 
 @dataclass(frozen=True)
 class Fit:
-    """A straight line through log chi, by least squares.
+    """A straight line by least squares, through log chi for one.
 
     Attributes:
         slope: Its slope.
@@ -100,8 +100,8 @@ def pathology(profile: DepthProfile) -> Verdict:
     log_chi = np.array([float(profile[name].log_sensitivity) for name in layers])
     depth = np.array([*layers.values()], dtype=float)
     deep = depth > max(depth, default=0) / 10
-    exponential = _fit(depth[deep], log_chi[deep])
-    power = _fit(np.log(depth[deep]), log_chi[deep])
+    exponential = line_fit(depth[deep], log_chi[deep])
+    power = line_fit(np.log(depth[deep]), log_chi[deep])
     num_layers = int(max(depth, default=0))
     end, fallen = _rank_trend(
         profile.of_kind("activation") or profile.of_kind("addition")
@@ -153,7 +153,8 @@ def _judge(
     return "undetermined" if grows and not good else "none"
 
 
-def _fit(x: np.ndarray, y: np.ndarray) -> Fit:
+def line_fit(x: np.ndarray, y: np.ndarray) -> Fit:
+    """Return the least-squares line; NaN with fewer than three places or a NaN."""
     if len(set(x)) < 3 or not np.isfinite(y).all():
         return Fit(math.nan, math.nan)
     x, y = x - x.mean(), y - y.mean()
