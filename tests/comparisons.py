@@ -240,3 +240,40 @@ def _wiggle(run, quantity, steps):
         1 + run + math.sin(step / (50 + quantity)) + math.cos(step * (run + 3)) / 3
         for step in steps
     ]
+
+
+HOSTILE = (
+    "</script><script>window.hurt = 1</script>",
+    "<img src=x onerror='window.hurt = 2'>\"><svg onload=window.hurt=3>",
+    "../../etc/passwd\u2028' onclick='window.hurt = 4' x='",
+    "${window.hurt = 5} <!-- <script> javascript:window.hurt=6",
+)
+
+
+def hostile():
+    """Return a comparison whose every text tries to break out of the page."""
+    document = four_variants()
+    document["title"] = HOSTILE[0]
+    for index, run in enumerate(document["runs"]):
+        run["name"], run["source"] = HOSTILE[index], HOSTILE[index]
+        run["config"] = {HOSTILE[0]: HOSTILE[index]}
+    for index, group in enumerate(document["groups"]):
+        group["label"] = f"group {HOSTILE[index]}"
+    document["skipped"] = [{"name": HOSTILE[1], "reason": HOSTILE[0]}]
+    document["differences"] = [{"key": HOSTILE[0], "values": list(HOSTILE)}]
+    document["same"] = {HOSTILE[1]: HOSTILE[2]}
+    document["columns"].append(
+        {"key": HOSTILE[0], "title": HOSTILE[1], "better": "low", "digits": 4}
+    )
+    for index, cells in enumerate(document["table"]["runs"]):
+        cells[HOSTILE[0]] = HOSTILE[index]
+    for finding in document["findings"]:
+        finding["text"], finding["source"] = HOSTILE[0], HOSTILE[1]
+    for part in ("series", "depth"):
+        document[part] = {
+            **document[part],
+            f"val/loss{HOSTILE[0]}": next(iter(document[part].values())),
+        }
+    record = document["depth"]["activation/dead"][0]
+    record["sites"] = [HOSTILE[k % 4] for k in range(len(record["sites"]))]
+    return document

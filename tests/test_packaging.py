@@ -44,6 +44,14 @@ def test_wheel_holds_every_module_of_both_packages(wheel):
             )
 
 
+def test_wheel_holds_the_template_the_style_and_the_scripts_of_the_page(wheel):
+    folder = ROOT / "lit_resnorm" / "compare" / "page"
+    files = [path.name for path in folder.iterdir() if path.is_file()]
+    assert {"page.html", "page.css", "start.js"} <= set(files)
+    for name in files:
+        assert f"lit_resnorm/compare/page/{name}" in wheel.namelist()
+
+
 def test_wheel_installs_the_command(wheel):
     (entry_points,) = (n for n in wheel.namelist() if n.endswith("entry_points.txt"))
     assert "lit-resnorm = lit_resnorm.cli:main" in wheel.read(entry_points).decode()

@@ -84,7 +84,7 @@ class Choice {
       const known = keysOf(comparison, section);
       const given = words.getAll(section).map(chartOf);
       const kept = given.filter((chart) => known.includes(chart.key));
-      this[section] = kept.length || words.has(section) ? kept : atFirst(known, section);
+      this[section] = kept.length || words.has(section) ? kept : atFirst(comparison, section);
     }
   }
 
@@ -134,7 +134,8 @@ function keysOf(comparison, section) {
 const LIKED = {
   training: [
     /^val.*loss|^loss/,
-    /^(val|test).*acc/,
+    /^val.*acc/,
+    /acc/,
     /train.*loss/,
     /rate_ratio$/,
     /lambda_max$/,
@@ -146,10 +147,14 @@ const LIKED = {
 };
 
 /** Return the charts that are shown before the reader chooses. */
-function atFirst(known, section) {
-  const keys = known.filter((key) => !/\/(seconds|failed|stderr|residual)$/.test(key));
+function atFirst(comparison, section) {
+  const known = keysOf(comparison, section);
+  const isMain = (key) => !/\/(seconds|failed|stderr|residual)$/.test(key);
+  const isCurve = (key) =>
+    section !== "training" || comparison.series[key].some((one) => one.step.length > 1);
+  const keys = known.filter((key) => isMain(key) && isCurve(key));
   const liked = LIKED[section].map((pattern) => keys.find((key) => pattern.test(key)));
-  const ordered = new Set([...liked.filter(Boolean), ...keys]);
+  const ordered = new Set([...liked.filter(Boolean), ...keys, ...known]);
   const most = section === "spectra" ? 1 : CHARTS_AT_FIRST;
   const x = section === "spectra" ? "log" : "linear";
   return [...ordered].slice(0, most).map((key) => ({ key, x, y: "auto" }));

@@ -48,6 +48,8 @@ function scalesOf(model, inner) {
   const yRange = limits(values);
   const xRange = limits(places);
   if (!yRange || !xRange) return null;
+  // a curve that begins early begins at its distance from the start
+  if (model.fromZero && xRange[0] > 0 && xRange[0] < xRange[1] / 2) xRange[0] = 0;
   const yScale = yLog ? logScale : linearScale;
   const numMarks = Math.max(2, Math.floor((inner.right - inner.left) / 80));
   const across = [inner.left, inner.right];

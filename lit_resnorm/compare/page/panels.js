@@ -128,7 +128,8 @@ function modelOf(comparison, choice, section, chart) {
     across,
     xKind: chart.x === "log" ? logKind : "linear",
     yKind: isLog ? "log" : "linear",
-    xTitle: titleAcross(section, asShare),
+    fromZero: isTraining,
+    xTitle: titleAcross(section, asShare, curves.some((curve) => curve.thinned)),
     atRest: isTraining ? "last value" : `at the last ${across}`,
     at: (x) => (asShare ? `depth ${shown(x, 3)}` : `${across} ${x}`),
     nothing: choice.drawn.some((index) => index !== null)
@@ -148,8 +149,9 @@ function stepsOf(comparison, choice, part) {
   return Array.from({ length: most }, (_, k) => steps[Math.round((k * last) / (most - 1))]);
 }
 
-function titleAcross(section, asShare) {
-  if (section === "training") return "optimizer step";
+function titleAcross(section, asShare, isThinned) {
+  const thinned = isThinned ? " (long curves thinned: extremes are kept)" : "";
+  if (section === "training") return `optimizer step${thinned}`;
   if (section === "spectra") return "rank, largest first";
   return asShare ? "share of the depth" : "site, in the order of execution";
 }

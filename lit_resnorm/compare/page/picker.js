@@ -3,6 +3,12 @@
 /** Fill the panel. */
 function showPicker(comparison, choice) {
   const panel = document.getElementById("picker");
+  if (comparison.runs.length === 1) {
+    // nothing to choose among
+    panel.hidden = true;
+    document.getElementById("charts").classList.add("alone");
+    return;
+  }
   panel.append(html("h2", {}, "What is drawn"));
   if (comparison.isGrouped) panel.append(kindOfItems(choice));
   const found = { text: "" };

@@ -46,7 +46,9 @@ function sortHead({ key, title, better }, comparison, choice) {
   const aim = { high: "higher is better", low: "lower is better" }[better];
   if (aim) button.append(hidden(`, ${aim}`));
   if (key && title !== key) button.title = aim ? `${key}, ${aim}` : key;
-  const cell = html("th", { scope: "col" }, button);
+  const cells = comparison.runCells.map((row) => sortValue(row?.[key]));
+  const isText = cells.some((value) => typeof value === "string");
+  const cell = html("th", { scope: "col", class: isText ? "text" : null }, button);
   const update = () => {
     const isSorted = choice.sort?.column === (key || "name");
     const order = isSorted && (choice.sort.down ? "descending" : "ascending");
