@@ -2,69 +2,213 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-from lit_resnorm.compare.recorded import Recorded
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_resnorm.compare.columns import Column, columns_of
+from lit_resnorm.compare.config import differences, known_key, same
+from lit_resnorm.compare.findings import findings_of
+from lit_resnorm.compare.grouping import (
+    Group,
+    default_by,
+    group_series,
+    grouped,
+    spread,
+)
+from lit_resnorm.compare.recorded import Recorded, Series
+from lit_resnorm.compare.thinning import even_places, kept_places
 from lit_resnorm.run_files import plain
+
+_STEPS = 24
+"""Steps by depth that the document keeps of a run and quantity."""
 
 
 def comparison_document(
     runs: Sequence[Recorded],
-    skipped: Sequence[dict[str, str]] = (),
+    skipped: Sequence[Mapping[str, str]] = (),
     by: Sequence[str] | None = None,
+    *,
+    best: bool = False,
 ) -> dict[str, Any]:
     """Return the comparison of runs.
+
+    Means are taken at exact steps, before long series are thinned.
 
     Args:
         runs: The runs, as `read_runs` returns them.
         skipped: `name` and `reason` of what could not be read.
-        by: Config keys by which runs are grouped; None: those of `grouping.DEFAULT_BY`.
+        by: Config keys by which runs are grouped; None: so that runs are averaged that
+            differ in seeds alone, see `grouping.default_by`.
+        best: Give the best accuracy, loss and gap in the table, not the last.
+
+    Returns:
+        What JSON can hold; numbers that aren't finite are words.
     """
+    keys = default_by(runs) if by is None else [known_key(key) for key in by]
+    groups = grouped(runs, keys)
+    configs = [run.config for run in runs]
+    columns = columns_of(runs, best=best)
     number = len(runs)
     return {
         "format": 1,
         "title": runs[0].name if number == 1 else f"{number} runs",
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": metadata.version("lit-resnorm"),
-        "skipped": list(skipped),
-        "by": list(by or ()),
-        "differences": [],
-        "same": {},
-        "runs": [
-            {
-                "name": run.name,
-                "source": run.source,
-                "kind": run.kind,
-                "group": index,
-                "status": run.status,
-                "verdicts": dict(run.verdicts),
-                "seconds": run.seconds,
-                "config": dict(run.config),
-            }
-            for index, run in enumerate(runs)
+        "skipped": [dict(one) for one in skipped],
+        "by": keys,
+        "differences": [
+            {"key": key, "values": [plain(value) for value in values]}
+            for key, values in differences(configs).items()
         ],
-        "groups": [
-            {"label": run.name, "key": {}, "runs": [index]}
-            for index, run in enumerate(runs)
+        "same": {key: plain(value) for key, value in same(configs).items()},
+        "runs": _runs(runs, groups),
+        "groups": [asdict(group) for group in groups],
+        "columns": [
+            {"key": c.key, "title": c.title, "better": c.better, "digits": c.digits}
+            for c in columns
         ],
-        "columns": [],
-        "table": {"runs": [{} for _ in runs], "groups": [{} for _ in runs]},
-        "series": {
-            key: [
-                {
-                    "run": index,
-                    "step": run.series[key].step.tolist(),
-                    "value": [plain(value) for value in run.series[key].value.tolist()],
-                }
-                for index, run in enumerate(runs)
-                if key in run.series
-            ]
-            for key in sorted({key for run in runs for key in run.series})
-        },
-        "group_series": {},
-        "depth": {},
-        "findings": [],
+        "table": _table(number, groups, columns),
+        "series": _series(runs),
+        "group_series": _group_series(runs, groups),
+        "depth": _depth(runs),
+        "findings": [asdict(one) for one in findings_of(runs)],
     }
+
+
+def _runs(runs: Sequence[Recorded], groups: Sequence[Group]) -> list[dict[str, Any]]:
+    group_of = {place: g for g, group in enumerate(groups) for place in group.runs}
+    return [
+        {
+            "name": run.name,
+            "source": run.source,
+            "kind": run.kind,
+            "group": group_of[place],
+            "status": run.status,
+            "verdicts": dict(run.verdicts),
+            "seconds": run.seconds,
+            "config": {key: plain(value) for key, value in run.config.items()},
+        }
+        for place, run in enumerate(runs)
+    ]
+
+
+def _table(
+    number: int, groups: Sequence[Group], columns: Sequence[Column]
+) -> dict[str, list[dict[str, Any]]]:
+    return {
+        "runs": [
+            {column.key: plain(column.cells[place]) for column in columns}
+            for place in range(number)
+        ],
+        "groups": [_group_cells(group, columns) for group in groups],
+    }
+
+
+def _group_cells(group: Group, columns: Sequence[Column]) -> dict[str, Any]:
+    """Return the spread of every column with numbers."""
+    cells = {}
+    for column in columns:
+        found = [column.cells[place] for place in group.runs]
+        numbers = [cell for cell in found if isinstance(cell, int | float)]
+        if numbers and len(numbers) == sum(cell is not None for cell in found):
+            cells[column.key] = asdict(spread(numbers))
+    return cells
+
+
+def _keys(maps: Iterable[Mapping[str, Any]]) -> list[str]:
+    return sorted({key for one in maps for key in one})
+
+
+def _series(runs: Sequence[Recorded]) -> dict[str, list[dict[str, Any]]]:
+    return {
+        key: [
+            {"run": place, **_thinned(run.series[key])}
+            for place, run in enumerate(runs)
+            if key in run.series
+        ]
+        for key in _keys(run.series for run in runs)
+    }
+
+
+def _thinned(series: Series) -> dict[str, Any]:
+    places = kept_places(series.value)
+    curve = {
+        "step": series.step[places].tolist(),
+        "value": _numbers(series.value[places]),
+    }
+    return curve if len(places) == len(series.value) else {**curve, "thinned": True}
+
+
+def _numbers(values: NDArray[np.float64]) -> list[Any]:
+    numbers = values.tolist()
+    return numbers if np.isfinite(values).all() else [plain(one) for one in numbers]
+
+
+def _group_series(
+    runs: Sequence[Recorded], groups: Sequence[Group]
+) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for key in _keys(run.series for run in runs):
+        for place, group in enumerate(groups):
+            series = [
+                runs[run].series[key] for run in group.runs if key in runs[run].series
+            ]
+            if series:
+                curve = _group_curve(series)
+                found.setdefault(key, []).append({"group": place, **curve})
+    return found
+
+
+def _group_curve(series: Sequence[Series]) -> dict[str, Any]:
+    whole = group_series(series)
+    places = kept_places(whole.mean)
+    curve: dict[str, Any] = {
+        "step": whole.step[places].tolist(),
+        "mean": _known(whole.mean[places]),
+        "std": _known(whole.std[places]),
+        "count": whole.count[places].tolist(),
+    }
+    if whole.not_finite.any():
+        curve["not_finite"] = whole.not_finite[places].tolist()
+    if len(places) < len(whole.step):
+        curve["thinned"] = True
+    return curve
+
+
+def _known(values: NDArray[np.float64]) -> list[Any]:
+    """Return numbers with null where there is none: no finite value was measured."""
+    return [None if math.isnan(one) else plain(one) for one in values.tolist()]
+
+
+def _depth(runs: Sequence[Recorded]) -> dict[str, list[dict[str, Any]]]:
+    return {
+        key: [
+            {"run": place, **_profile(run.depth[key])}
+            for place, run in enumerate(runs)
+            if key in run.depth
+        ]
+        for key in _keys(run.depth for run in runs)
+    }
+
+
+def _profile(sites: Mapping[str, Series]) -> dict[str, Any]:
+    """Return a quantity by step and site, null where a site lacks the step."""
+    steps = np.unique(np.concatenate([one.step for one in sites.values()]))
+    steps = steps[even_places(len(steps), _STEPS)]
+    columns = []
+    for one in sites.values():
+        at = np.searchsorted(one.step, steps).clip(max=len(one.step) - 1)
+        has = one.step[at] == steps
+        values = one.value[at].tolist()
+        columns.append(
+            [plain(v) if h else None for v, h in zip(values, has.tolist(), strict=True)]
+        )
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return {"steps": steps.tolist(), "sites": list(sites), "values": rows}

@@ -5,7 +5,7 @@ Dimensions: R runs of a group, S steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,9 +76,9 @@ class GroupSeries:
 def default_by(runs: Sequence[Recorded]) -> list[str]:
     """Return the keys by which runs are grouped unless a user says otherwise.
 
-    The flat keys of `fit` but the seed, as far as a run has them, and whatever differs
-    in model or data beside them, or anywhere in runs of other projects: so that runs
-    are averaged that differ in seeds alone.
+    The flat keys of `fit` but the seed, as far as a run has them, and what else of
+    model or data tells runs apart that these don't (in runs of other projects anything
+    but seeds): so that runs are averaged that differ in seeds alone.
     """
     configs = [run.config for run in runs]
     known = [key for key in DEFAULT_BY if any(c.get(key) is not None for c in configs)]
@@ -86,9 +86,16 @@ def default_by(runs: Sequence[Recorded]) -> list[str]:
     for key in differences(configs):
         of_net = key.startswith(("model.", "data."))
         seed = "seed" in key.rpartition(".")[2]
-        if key not in known and not seed and (of_net or foreign):
+        tells = len(_values(configs, [*known, key])) > len(_values(configs, known))
+        if key not in known and not seed and (of_net or foreign) and tells:
             known.append(key)
     return known
+
+
+def _values(
+    configs: Sequence[Mapping[str, Any]], keys: Sequence[str]
+) -> set[tuple[Any, ...]]:
+    return {tuple(config.get(key) for key in keys) for config in configs}
 
 
 def grouped(runs: Sequence[Recorded], by: Sequence[str]) -> list[Group]:

@@ -1,0 +1,170 @@
+"""`lit-resnorm compare`: several runs side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from lit_resnorm.cli_errors import UsageError
+from lit_resnorm.compare.config import known_key
+from lit_resnorm.compare.document import comparison_document
+from lit_resnorm.compare.recorded import Recorded
+from lit_resnorm.compare.sources import Skipped, read_runs
+from lit_resnorm.compare.table import print_comparison
+
+PAGE = "compare.html"
+_PROJECT = re.compile(r"[\w.-]+/[\w.-]+")
+_WIDE = 250
+"""Columns of an output that is no terminal: no line is cut."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"compare: {message}")
+
+
+def compare(args: Sequence[str]) -> int:
+    """Run `lit-resnorm compare` and return its exit status.
+
+    Args:
+        args: The words after `compare`.
+
+    Returns:
+        0 where runs were compared, 1 where there was none.
+
+    Raises:
+        UsageError: On an unknown option or config key, or an output file that can't be
+            written.
+    """
+    options = _parser().parse_args(args)
+    if options.workspace or options.report:
+        return _saved_views(options)
+    for option, path in (("--out", options.out), ("--json", options.json)):
+        _check_writable(option, path)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDE)
+    with Console(stderr=True).status("reading runs"):
+        runs, skipped = read_runs(options.runs)
+    if not runs:
+        sys.stderr.write(_nothing(skipped))
+        return 1
+    by = _checked_by(options.by, runs)
+    document = comparison_document(runs, skipped, by, best=options.best)
+    print_comparison(document, console)
+    if options.json is not None:
+        text = json.dumps(document, allow_nan=False)
+        options.json.write_text(text + "\n", encoding="utf-8")
+        sys.stdout.write(f"JSON: {options.json}\n")
+    if options.out is not None:
+        from lit_resnorm.compare.page import write_page
+
+        write_page(document, options.out)
+        sys.stdout.write(f"Page: {options.out}\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lit-resnorm compare",
+        description="Put runs side by side: what differs in their configs, a table,"
+        " what is pathological in which run and why, and one HTML page that needs no"
+        " network.",
+        epilog="Exit status: 0 compared, 1 nothing to compare, 2 wrong use. What can't"
+        " be read is named and left out.",
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a run directory; an offline W&B run; a folder that CSVLogger wrote; a"
+        " folder of such ones; or, where there is no such path, entity/project or"
+        " entity/project/run on the W&B server",
+    )
+    parser.add_argument(
+        "--by",
+        nargs="+",
+        metavar="KEY",
+        help="config keys by which runs are grouped and averaged, such as variant or"
+        " model.optimizer.momentum; default: all that runs differ in but seeds. Put it"
+        " after the runs",
+    )
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="the best accuracy, loss and gap of each run in the table, not the last",
+    )
+    parser.add_argument(
+        "--out",
+        type=_path,
+        default=Path(PAGE),
+        metavar="FILE",
+        help=f"the page (default: {PAGE} here, written anew; '' for none)",
+    )
+    parser.add_argument(
+        "--json", type=_path, metavar="FILE", help="everything compared, as JSON"
+    )
+    parser.add_argument(
+        "--workspace",
+        action="store_true",
+        help="instead: save a W&B workspace with panels for the probes in"
+        " ENTITY/PROJECT; without a connection write what it would hold to a file",
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="likewise, a W&B report (a draft)"
+    )
+    return parser
+
+
+def _path(text: str) -> Path | None:
+    return Path(text) if text else None
+
+
+def _check_writable(option: str, path: Path | None) -> None:
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{option} {path}: it is a directory")
+    try:
+        # appending nothing leaves a file as it is
+        existed = path.exists()
+        path.open("ab").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise UsageError(f"{option} {path}: {error.strerror}") from error
+
+
+def _nothing(skipped: Sequence[Skipped]) -> str:
+    reasons = "; ".join(f"{one['name']}: {one['reason']}" for one in skipped)
+    return f"lit-resnorm: error: nothing to compare ({reasons})\n"
+
+
+def _checked_by(by: Sequence[str] | None, runs: Sequence[Recorded]) -> list[str] | None:
+    if by is None:
+        return None
+    keys = {key for run in runs for key in run.config}
+    for key in by:
+        if known_key(key) not in keys:
+            close = [k for k in sorted(keys) if k.rpartition(".")[2] in key.split(".")]
+            known = f"; did you mean {' or '.join(close[:3])}?" if close else ""
+            raise UsageError(f"--by {key}: no run has this config key{known}")
+    return list(by)
+
+
+def _saved_views(options: argparse.Namespace) -> int:
+    from lit_resnorm.compare.workspace import save_views
+
+    for word in options.runs:
+        if Path(word).exists() or not _PROJECT.fullmatch(word):
+            raise UsageError(f"--workspace, --report: {word!r} is no ENTITY/PROJECT")
+    for word in options.runs:
+        save_views(word, workspace=options.workspace, report=options.report)
+    return 0

@@ -1,0 +1,209 @@
+"""What is wrong in which run, and why, with the numbers that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lit_resnorm.compare.columns import stage_series, verdict
+from lit_resnorm.compare.recorded import Recorded, Series
+
+LABATIE = "Labatie 2019, arXiv 1811.03087"
+FURUSHO = "Furusho & Ikeda 2020, doi 10.1017/ATSIP.2020.7"
+STABILITY = "Bousquet & Elisseeff 2002, JMLR 2"
+
+DEAD = 0.5
+"""Share of dead units in a layer from which on it is named."""
+
+OVERFIT = 0.5
+"""Generalization gap, in units of the loss, from which on it is named."""
+
+
+SATURATED = 1e-8
+"""A Fisher matrix whose largest eigenvalue is less tells of a saturated output."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One plain sentence about a run.
+
+    Attributes:
+        run: Its place; None: about all runs.
+        severity: How bad it is.
+        text: The sentence, with its numbers.
+        source: The paper or measure behind it.
+    """
+
+    run: int | None
+    severity: Literal["bad", "warn", "good", "info"]
+    text: str
+    source: str
+
+
+def findings_of(runs: Sequence[Recorded]) -> list[Finding]:
+    """Return what the runs show, the worst first."""
+    found = [
+        Finding(place, severity, f"{run.name}: {text}", source)
+        for place, run in enumerate(runs)
+        for judge in _JUDGES
+        for severity, text, source in judge(run)
+    ]
+    order = ("bad", "warn", "good", "info")
+    return sorted(found, key=lambda one: order.index(one.severity))
+
+
+_Said = Iterator[tuple[Literal["bad", "warn", "good", "info"], str, str]]
+
+
+def _ending(run: Recorded) -> _Said:
+    loss = run.series.get("train/loss")
+    step = max((int(one.step[-1]) for one in run.series.values()), default=0)
+    if run.status == "diverged":
+        values = [] if loss is None else loss.value[np.isfinite(loss.value)].tolist()
+        last = ""
+        if values:
+            last = f"; its last finite training loss was {values[-1]:.4g}"
+        yield "bad", f"diverged by step {step}{last}", "training loss not finite"
+    elif run.status == "failed":
+        yield "bad", f"failed at step {step}", "exit status"
+    elif run.status == "interrupted":
+        yield "info", f"did not come to its end (step {step})", "no end was recorded"
+    elif loss is not None and not np.isfinite(loss.value).all():
+        place = int(loss.step[~np.isfinite(loss.value)][0])
+        text = f"its training loss is not finite from step {place} on"
+        yield "bad", text, "training loss not finite"
+
+
+def _pathology(run: Recorded) -> _Said:
+    word = verdict(run)
+    if word is None:
+        return
+    first, *_, last = [*word.split(" → ")] * 2
+    removed = last == "none"
+    later = "; training removed it" if removed else ""
+    if last not in ("none", first):
+        later = f"; at the end: {last}"
+    if word == "none":
+        yield "good", f"no pathology of depth{_chi(run, 'power')}", LABATIE
+    elif first == "none":
+        text = f"training led to the {last} pathology{_rank(run, -1)}"
+        yield "warn", text, LABATIE
+    elif first == "signal":
+        text = (
+            "signal pathology: examples collapse to a line with depth"
+            f"{_rank(run, 0)}{later}; batch norm, or a smaller branch, prevents it"
+        )
+        yield "warn" if removed else "bad", text, LABATIE
+    else:
+        text = (
+            "noise pathology: noise grows exponentially over the signal"
+            f"{_chi(run, 'log')}{later}; skip connections tame it to a power of depth"
+        )
+        yield "warn" if removed else "bad", text, LABATIE
+
+
+def _rank(run: Recorded, place: int) -> str:
+    sites = run.depth.get("moments/effective_rank")
+    if not sites:
+        return ""
+    value, step = sites[max(sites)].value[place], sites[max(sites)].step[place]
+    return f" (effective rank {value:.3g} at {max(sites)}, step {step})"
+
+
+def _chi(run: Recorded, law: Literal["log", "power"]) -> str:
+    key = {"log": "moments/log_slope", "power": "moments/power_exponent"}[law]
+    series = run.series.get(key)
+    if series is None or not np.isfinite(series.value[0]):
+        return ""
+    value, step = series.value[0], series.step[0]
+    if law == "power":
+        return f" (sensitivity grows as depth to the {value:.2f}, step {step})"
+    return f" (sensitivity times {np.exp(value):.3g} a layer, step {step})"
+
+
+def _rate(run: Recorded) -> _Said:
+    series = run.series.get("fim/rate_ratio")
+    if series is None or not np.isfinite(series.value).any():
+        return
+    ratio = float(np.nanmax(np.where(np.isfinite(series.value), series.value, -np.inf)))
+    place = int(np.argmax(series.value == ratio))
+    step = series.step[place]
+    rate, bound = run.series.get("fim/rate"), run.series.get("fim/rate_bound")
+    numbers = ""
+    if rate is not None and bound is not None:
+        numbers = f": {_at(rate, step):.3g} against {_at(bound, step):.3g}"
+    if ratio > 1:
+        text = f"learning rate {ratio:.3g} times its bound at step {step}{numbers}"
+        yield "bad" if run.status == "diverged" else "warn", text, FURUSHO
+    elif not _is_saturated(run):
+        text = f"learning rate below its bound throughout (at most {ratio:.3g} of it)"
+        yield "good", text, FURUSHO
+
+
+def _at(series: Series, step: int) -> float:
+    places = np.flatnonzero(series.step == step)
+    return float(series.value[places[0]]) if len(places) else np.nan
+
+
+def _curvature(run: Recorded) -> _Said:
+    if _is_saturated(run):
+        series = run.series["fim/lambda_max"]
+        text = (
+            f"Fisher lambda_max is {series.value[0]:.3g} at step {series.step[0]}: the"
+            " output is saturated, and the rate bound says nothing"
+        )
+        yield "bad", text, FURUSHO
+
+
+def _is_saturated(run: Recorded) -> bool:
+    series = run.series.get("fim/lambda_max")
+    return series is not None and bool(0 <= series.value[0] < SATURATED)
+
+
+def _dead(run: Recorded) -> _Said:
+    sites = run.depth.get("activation/dead")
+    if not sites:
+        return
+    last = {site: float(one.value[-1]) for site, one in sites.items()}
+    worst = max(last, key=lambda site: np.nan_to_num(last[site], nan=-1.0))
+    if last[worst] >= DEAD:
+        above = sum(share >= DEAD for share in last.values())
+        text = (
+            f"dead units: {above} of {len(last)} layers have half or more of theirs"
+            f" dead at the end ({last[worst]:.0%} at {worst})"
+        )
+        yield "warn", text, "units on for no example of the probe batch"
+
+
+def _gap(run: Recorded) -> _Said:
+    gap = run.series.get("generalization_gap")
+    if gap is None or not gap.value[-1] > OVERFIT:
+        return
+    accuracy = stage_series(run, "val", "accuracy")
+    at = "" if accuracy is None else f", validation accuracy {accuracy.value[-1]:.3g}"
+    text = f"generalization gap {gap.value[-1]:.3g} at the end{at}"
+    yield "warn", text, "validation loss less training loss"
+
+
+def _stability(run: Recorded) -> _Said:
+    eps = run.series.get("stability/eps_hyp")
+    if eps is None:
+        return
+    error = run.series.get("stability/eps_hyp/stderr")
+    spread = "" if error is None else f" ± {error.value[-1]:.2g}"
+    text = f"one training example moves the loss by {eps.value[-1]:.3g}{spread}"
+    yield "info", f"{text} (eps_hyp)", STABILITY
+
+
+_JUDGES: tuple[Callable[[Recorded], _Said], ...] = (
+    _ending,
+    _pathology,
+    _rate,
+    _curvature,
+    _dead,
+    _gap,
+    _stability,
+)
