@@ -1,15 +1,21 @@
 """Time of a fit with K twins, beside a fit without them and K separate fits.
 
-Run: `python benchmarks/stability.py [num_twins] [steps]`, on one core.
+Run: `python benchmarks/stability.py [num_twins] [steps]`, on one core. With
+`--quickstart` whole commands are timed: the quickstart's `fit`, with and without twins.
 """
 
 import argparse
 import logging
+import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -48,12 +54,40 @@ def fit_seconds(
     return time.process_time() - started
 
 
+def command_seconds(folder: str, num_twins: int | None) -> float:
+    """Return the processor time of the quickstart as a command of its own."""
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "train.py", "fit", "--trainer.default_root_dir", folder]
+    command += ["--config", "configs/quickstart.yaml"]
+    if num_twins is not None:
+        probe = "{class_path: lit_resnorm_callbacks.StabilityProbe, init_args: "
+        probe += f"{{num_twins: {num_twins}}}}}"
+        command.append(f"--trainer.callbacks+={probe}")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def time_quickstart(num_twins: int) -> None:
+    """Print what the quickstart's command costs with and without twins."""
+    with tempfile.TemporaryDirectory() as folder:
+        bare = command_seconds(folder, None)
+        twins = command_seconds(folder, num_twins)
+    ratio = twins / (num_twins * bare)
+    print(f"quickstart {bare:.1f} s, with {num_twins} twins {twins:.1f} s: {ratio:.2f}")
+
+
 def main() -> None:
     """Print one row a network and optimizer."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("num_twins", type=int, nargs="?", default=16)
     parser.add_argument("steps", type=int, nargs="?", default=300)
+    parser.add_argument("--quickstart", action="store_true")
     options = parser.parse_args()
+    if options.quickstart:
+        time_quickstart(options.num_twins)
+        return
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")

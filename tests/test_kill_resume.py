@@ -28,6 +28,8 @@ trainer:
   callbacks:
     - class_path: lit_resnorm_callbacks.ActivationRateMonitor
       init_args: {cadence: 3}
+    - class_path: lit_resnorm_callbacks.StabilityProbe
+      init_args: {cadence: 5, num_twins: 3, num_examples: 32}
     - class_path: lightning.pytorch.callbacks.ModelCheckpoint
       init_args: {every_n_train_steps: 4, save_last: link}
 model:
@@ -107,6 +109,9 @@ def test_a_killed_run_ends_with_the_bits_and_the_log_of_the_unbroken_one(
     states = [torch.load(run / "checkpoints/last.ckpt") for run in (whole, broken)]
     for kept in ("state_dict", "optimizer_states", "train_means", "global_step"):
         assert_same(states[0][kept], states[1][kept])
+    twins = [state["callbacks"]["StabilityProbe{stability}"] for state in states]
+    assert twins[0]["twins"]["forked"] == [0, 1, 2]
+    assert_same(*twins)
 
     ours, theirs = read_run(broken), read_run(whole)
     assert ours.summary["status"] == "finished"

@@ -133,7 +133,7 @@ FIG5 = Item(
             **SCALES["small"],
             "device": "cpu",
             "num_draws": 2,
-            "num_removed": 8,
+            "num_removed": 25,
         },
         "full": {
             **SCALES["full"],
