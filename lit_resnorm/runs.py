@@ -1,10 +1,7 @@
 """RunHistory: the logger that writes a run directory as the run goes.
 
-The step of a value is the number of optimizer steps that the weights it was
-computed at have taken: `trainer.global_step` with one optimizer, processed batches
-with several. Lightning numbers validation rows and the rows at the end of a
-training epoch one lower; RunHistory puts its rows right. What the files hold is said
-in `lit_resnorm.run_files`.
+What the files hold is said in `lit_resnorm.run_files`, what the step of a value is in
+`lit_resnorm.run_steps`.
 """
 
 from __future__ import annotations
@@ -12,17 +9,15 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 
@@ -39,6 +34,12 @@ from lit_resnorm.run_files import (
     replace_rows,
     row_line,
     summarise,
+)
+from lit_resnorm.run_steps import (
+    StepCount,
+    checkpoint_steps,
+    optimizer_steps,
+    run_status,
 )
 
 
@@ -68,8 +69,7 @@ class RunHistory(Logger):
             raise ValueError("RunHistory: save_dir is None, give it a directory")
         super().__init__()
         self.path = Path(save_dir)
-        self._trainer: weakref.ref[Trainer] | None = None
-        self._evaluated_steps: int | None = None
+        self._steps = StepCount()
         self._file: TextIO | None = None
         # last step of each key, and of each table, that earlier processes wrote
         self._kept: dict[str, int] = {}
@@ -80,7 +80,7 @@ class RunHistory(Logger):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what a spawned process can't be given."""
-        return {**self.__dict__, "_file": None, "_trainer": None}
+        return {**self.__dict__, "_file": None}
 
     @property
     def name(self) -> str:
@@ -116,20 +116,15 @@ class RunHistory(Logger):
             input_array: Not used.
         """
         del input_array
-        if not isinstance(model, LightningModule):
-            raise TypeError(f"RunHistory.log_graph: {type(model)} has no Trainer")
-        trainer = model.trainer
-        self._trainer = weakref.ref(trainer)
-        # the loops get their state only after this call, so it is read here
-        checkpoint = trainer._checkpoint_connector._loaded_checkpoint
-        self._evaluated_steps = None
-        if trainer.state.fn == "fit":
+        checkpoint = self._steps.begin(model)
+        trainer = self._steps.trainer
+        if trainer is not None and trainer.state.fn == "fit":
             self._start_fit(trainer, checkpoint)
-        elif checkpoint:
-            self._evaluated_steps = checkpoint_steps(checkpoint)
         self._began = time.monotonic()
 
-    def _start_fit(self, trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    def _start_fit(
+        self, trainer: Trainer, checkpoint: Mapping[str, Any] | None
+    ) -> None:
         if checkpoint:
             steps, epoch = checkpoint_steps(checkpoint), _next_epoch(checkpoint)
         else:
@@ -163,9 +158,8 @@ class RunHistory(Logger):
         Raises:
             ValueError: If there is neither a step nor a Trainer to ask.
         """
-        trainer = self._known_trainer()
-        if trainer is not None:
-            step = self._true_step(trainer, step, of_lightning="epoch" in metrics)
+        trainer = self._steps.trainer
+        step = self._steps.of(step, of_lightning="epoch" in metrics)
         if step is None:
             raise ValueError("RunHistory.log_metrics: step is None, and no run began")
         file = self._open()
@@ -180,22 +174,6 @@ class RunHistory(Logger):
         epoch = metrics.get("epoch", trainer.current_epoch if trainer else None)
         file.write(row_line({"step": step, "epoch": plain(epoch), **values}))
         file.flush()
-
-    def _true_step(
-        self, trainer: Trainer, step: int | None, *, of_lightning: bool = False
-    ) -> int:
-        counted = trainer.fit_loop.epoch_loop._batches_that_stepped
-        if self._evaluated_steps is not None:
-            # the loops don't know how far the weights of a checkpoint had come
-            unknown = step in (None, counted, trainer.global_step)
-            return self._evaluated_steps if unknown else cast(int, step)
-        if step is None:
-            return optimizer_steps(trainer)
-        if step != counted or not of_lightning:
-            return step
-        # inside an epoch a training row comes after the step that its loss led to
-        inside = trainer._logger_connector._first_loop_iter is not None
-        return optimizer_steps(trainer) - (trainer.training and inside)
 
     @rank_zero_only
     def log_table(
@@ -218,9 +196,7 @@ class RunHistory(Logger):
         Raises:
             ValueError: If there is neither a step nor a Trainer to ask.
         """
-        trainer = self._known_trainer()
-        if trainer is not None:
-            step = self._true_step(trainer, step)
+        step = self._steps.of(step)
         if step is None:
             raise ValueError("RunHistory.log_table: step is None, and no run began")
         if dataframe is not None:
@@ -284,13 +260,13 @@ class RunHistory(Logger):
             action()
 
     def _write_summary(self, status: str) -> None:
-        trainer = self._known_trainer()
+        trainer = self._steps.trainer
         if trainer is None or self._began is None:
             return
         self._close()
         path = self.path / SUMMARY
         earlier = json.loads(path.read_text()) if path.exists() else {}
-        word = _status(status, trainer)
+        word = run_status(status, trainer)
         if trainer.state.fn != "fit":
             word = earlier.get("status", word)
         history = self.path / HISTORY
@@ -304,9 +280,6 @@ class RunHistory(Logger):
         self._began = None
         self.path.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(summary, indent=1) + "\n")
-
-    def _known_trainer(self) -> Trainer | None:
-        return self._trainer() if self._trainer is not None else None
 
     def _open(self) -> TextIO:
         if self._file is None:
@@ -332,22 +305,6 @@ class RunHistory(Logger):
         return path
 
 
-def optimizer_steps(trainer: Trainer) -> int:
-    """Return how many steps the present weights have taken (see the module)."""
-    if len(trainer.optimizers) > 1:
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        return progress.state_dict()["total"]["processed"]
-    return trainer.global_step
-
-
-def checkpoint_steps(checkpoint: Mapping[str, Any]) -> int:
-    """Return how many steps a checkpoint's weights have taken."""
-    if len(checkpoint.get("optimizer_states", ())) > 1:
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        return progress["total"]["processed"]
-    return checkpoint["global_step"]
-
-
 def _next_epoch(checkpoint: Mapping[str, Any]) -> int:
     """Return the epoch of the first batch that follows a checkpoint."""
     loop = checkpoint["loops"]["fit_loop"]
@@ -363,14 +320,6 @@ def _is_before(row: Mapping[str, Any], steps: int, epoch: int) -> bool:
     # before have the same step and keep an earlier epoch
     is_train = any(key.startswith("train/") for key in row)
     return not (is_train and (row.get("epoch") or 0) >= epoch)
-
-
-def _status(status: str, trainer: Trainer) -> str:
-    if status == "failed":
-        stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)
-        return "interrupted" if stopped else "failed"
-    diverged = getattr(trainer.lightning_module, "diverged", False)
-    return "diverged" if diverged else "finished"
 
 
 def _versions() -> dict[str, str]:

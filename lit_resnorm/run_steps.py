@@ -1,0 +1,110 @@
+"""Which optimizer step a logged value belongs to, and how a run ended.
+
+The step of a value is the number of optimizer steps that the weights it was
+computed at have taken: `trainer.global_step` with one optimizer, processed batches
+with several. Lightning numbers validation rows and the rows at the end of a
+training epoch one lower; a logger that asks `StepCount` puts them right.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Mapping
+from typing import Any, cast
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+
+class StepCount:
+    """The steps of the values that a logger of a Trainer is given."""
+
+    def __init__(self) -> None:
+        self._trainer: weakref.ref[Trainer] | None = None
+        self._evaluated: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the Trainer, which a spawned process can't be given."""
+        return {**self.__dict__, "_trainer": None}
+
+    @property
+    def trainer(self) -> Trainer | None:
+        """The Trainer, once it has begun."""
+        return self._trainer() if self._trainer is not None else None
+
+    def begin(self, model: nn.Module) -> Mapping[str, Any] | None:
+        """Learn the Trainer of a module that is about to run.
+
+        Returns:
+            The checkpoint that was loaded, or None.
+
+        Raises:
+            TypeError: If the module is none of Lightning's.
+        """
+        if not isinstance(model, LightningModule):
+            raise TypeError(f"log_graph: {type(model)} has no Trainer")
+        trainer = model.trainer
+        self._trainer = weakref.ref(trainer)
+        # the loops get their state only after this call, so it is read here
+        checkpoint = trainer._checkpoint_connector._loaded_checkpoint
+        of_weights = checkpoint and trainer.state.fn != "fit"
+        self._evaluated = checkpoint_steps(checkpoint) if of_weights else None
+        return checkpoint
+
+    def of(self, step: int | None, *, of_lightning: bool = False) -> int | None:
+        """Return the step of a value; None where there is neither step nor Trainer.
+
+        Args:
+            step: As the logger was given it; None: the present weights.
+            of_lightning: Whether Lightning may have numbered it, not a callback.
+        """
+        trainer = self.trainer
+        if trainer is None:
+            return step
+        counted = trainer.fit_loop.epoch_loop._batches_that_stepped
+        if self._evaluated is not None:
+            # the loops don't know how far the weights of a checkpoint had come
+            unknown = step in (None, counted, trainer.global_step)
+            return self._evaluated if unknown else cast(int, step)
+        if step is None:
+            return optimizer_steps(trainer)
+        if step != counted or not of_lightning:
+            return step
+        # inside an epoch a training row comes after the step that its loss led to
+        inside = trainer._logger_connector._first_loop_iter is not None
+        return optimizer_steps(trainer) - (trainer.training and inside)
+
+
+def optimizer_steps(trainer: Trainer) -> int:
+    """Return how many steps the present weights have taken (see the module)."""
+    if len(trainer.optimizers) > 1:
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        return progress.state_dict()["total"]["processed"]
+    return trainer.global_step
+
+
+def checkpoint_steps(checkpoint: Mapping[str, Any]) -> int:
+    """Return how many steps a checkpoint's weights have taken."""
+    if len(checkpoint.get("optimizer_states", ())) > 1:
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        return progress["total"]["processed"]
+    return checkpoint["global_step"]
+
+
+def run_status(status: str, trainer: Trainer) -> str:
+    """Return how a run ended.
+
+    Args:
+        status: Lightning's word, "success" or "failed".
+        trainer: The Trainer.
+
+    Returns:
+        `finished`, `diverged` (the module says so), `interrupted` (Ctrl-C, SIGTERM) or
+        `failed`.
+    """
+    if status == "failed":
+        stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)
+        return "interrupted" if stopped else "failed"
+    diverged = getattr(trainer.lightning_module, "diverged", False)
+    return "diverged" if diverged else "finished"
