@@ -171,8 +171,8 @@ def test_results_are_sorted_by_mouse_and_by_keyboard(reader, folder):
     reader.open(folder / "four.html")
     assert reader.texts(".results .best") == [
         "\u2605 best: 0.9812",
-        "\u2605 best: 0.07130",
-        "\u2605 best: 14.20",
+        "\u2605 best: 0.0713",
+        "\u2605 best: 14.2",
     ]
     head = reader.find(".results thead th:nth-child(4) button")
     head.click()
@@ -190,15 +190,16 @@ def test_results_are_sorted_by_mouse_and_by_keyboard(reader, folder):
 
 def test_the_slider_of_steps_moves_the_curves_by_depth(reader, folder):
     reader.open(folder / "four.html")
-    at_the_end = values(reader, DEPTH)
+    assert reader.texts("#depth output") == ["0 (initialisation)"]
+    at_the_start = values(reader, DEPTH)
     slider = reader.find("#depth input[type=range]")
-    slider.send_keys("\ue011")  # Home
-    assert "step=0" in reader.choices
-    assert values(reader, DEPTH) != at_the_end
     slider.send_keys("\ue010")  # End
-    assert values(reader, DEPTH) == at_the_end
+    assert "step=420" in reader.choices
+    assert values(reader, DEPTH) != at_the_start
+    slider.send_keys("\ue011")  # Home
+    assert values(reader, DEPTH) == at_the_start
     reader.find("#depth .check input").click()
-    assert "litvanillanet, step 0" in names(reader, DEPTH)
+    assert "litvanillanet, step 420" in names(reader, DEPTH)
 
 
 def test_groups_show_mean_spread_and_count_and_unfold(reader, folder):

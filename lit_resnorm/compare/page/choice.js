@@ -131,18 +131,16 @@ function keysOf(comparison, section) {
   return Object.keys(part).sort();
 }
 
+// each line: what is looked for first, and what does instead
 const LIKED = {
   training: [
-    /^val.*loss|^loss/,
-    /^val.*acc/,
-    /acc/,
-    /train.*loss/,
-    /rate_ratio$/,
-    /lambda_max$/,
-    /rate_mean$/,
-    /eps_hyp$/,
+    [/^val.*loss/, /loss/],
+    [/^val.*acc/, /acc/],
+    [/train.*loss/],
+    [/rate_ratio$/, /lambda_max$/, /rate_mean$/],
+    [/eps_hyp$/],
   ],
-  depth: [/effective_rank/, /sensitivity/, /dead/, /branch_share/, /rate/, /noise_power/],
+  depth: [[/effective_rank/], [/sensitivity/], [/dead/], [/branch_share/], [/noise_power/]],
   spectra: [],
 };
 
@@ -153,7 +151,8 @@ function atFirst(comparison, section) {
   const isCurve = (key) =>
     section !== "training" || comparison.series[key].some((one) => one.step.length > 1);
   const keys = known.filter((key) => isMain(key) && isCurve(key));
-  const liked = LIKED[section].map((pattern) => keys.find((key) => pattern.test(key)));
+  const firstOf = (pattern) => keys.find((key) => pattern.test(key));
+  const liked = LIKED[section].map((patterns) => patterns.map(firstOf).find(Boolean));
   const ordered = new Set([...liked.filter(Boolean), ...keys, ...known]);
   const most = section === "spectra" ? 1 : CHARTS_AT_FIRST;
   const x = section === "spectra" ? "log" : "linear";

@@ -75,7 +75,8 @@ function card(comparison, choice, group, findings) {
   const names = isOne ? runs[0].name : runs.map((run) => run.name).join(", ");
   const under = names === group.label ? null : html("p", { class: "soft under" }, names);
   const items = findings.map((finding) => {
-    return findingItem(finding, isOne ? "" : comparison.runs[finding.run].name);
+    const { name } = comparison.runs[finding.run];
+    return findingItem(finding, name, isOne ? "" : name);
   });
   return html("article", { class: `card ${worst}` }, title, under, findingList(items));
 }
@@ -103,7 +104,12 @@ function findingList(items) {
   );
 }
 
-function findingItem(finding, name = "") {
+/** Return a sentence without the name that already stands above or before it. */
+function withoutName(text, name) {
+  return name && text.startsWith(`${name}: `) ? text.slice(name.length + 2) : text;
+}
+
+function findingItem(finding, title = "", name = title) {
   const severity = severityOf(finding);
   const { word, sign } = SEVERITIES[severity];
   const source = finding.source
@@ -118,7 +124,7 @@ function findingItem(finding, name = "") {
       {},
       hidden(`${word}: `),
       name ? html("b", {}, `${name}: `) : null,
-      String(finding.text ?? ""),
+      withoutName(String(finding.text ?? ""), title),
       source,
     ),
   );

@@ -20,8 +20,7 @@ function shown(value, digits = 4) {
 
 function exponential(value, digits) {
   const [front, power] = value.toExponential(digits - 1).split("e");
-  const short = front.includes(".") ? front.replace(/\.?0+$/, "") : front;
-  return `${short}e${Number(power)}`;
+  return `${trimmed(front)}e${Number(power)}`;
 }
 
 /** Return a short text for a mark on an axis. */
@@ -34,11 +33,16 @@ function tickText(value, step) {
   return text.replace("-", MINUS);
 }
 
+/** Return a number without zeros that end its decimals. */
+function trimmed(text) {
+  return text.includes(".") ? text.replace(/\.?0+(?=e|$)/, "") : text;
+}
+
 /** Return what stands in a cell of the results for a run. */
 function cellText(value, digits) {
   if (value === null || value === undefined) return NOTHING;
   if (isBroken(value) || typeof value === "number") {
-    return shown(numeric(value), digits);
+    return trimmed(shown(numeric(value), digits));
   }
   return String(value);
 }

@@ -142,7 +142,7 @@ function modelOf(comparison, choice, section, chart) {
 function stepsOf(comparison, choice, part) {
   const steps = depthSteps(comparison, choice, part);
   const last = steps.length - 1;
-  if (!choice.several) return [choice.at ?? steps[last] ?? 0];
+  if (!choice.several) return [choice.at ?? steps[0] ?? 0];
   const number = drawnItems(choice).length;
   const most = Math.min(steps.length, number === 1 ? 6 : number <= 4 ? 3 : 2);
   if (most < 2) return steps;
@@ -163,7 +163,7 @@ function stepControls(comparison, choice, part) {
   let steps = [];
   const move = () => {
     const place = Number(slider.value);
-    choice.change((c) => (c.at = place === steps.length - 1 ? null : steps[place]));
+    choice.change((c) => (c.at = place === 0 ? null : steps[place]));
   };
   const slider = html("input", { type: "range", id, min: "0", step: "1", input: move });
   const label = html("label", { class: "slider" }, "Measured at step ", shownStep, slider);
@@ -181,14 +181,14 @@ function stepControls(comparison, choice, part) {
   }
   const update = () => {
     steps = depthSteps(comparison, choice, part);
-    const place = choice.at === null ? steps.length - 1 : lastUpTo(steps, choice.at);
+    const place = choice.at === null ? 0 : lastUpTo(steps, choice.at);
     slider.max = String(Math.max(0, steps.length - 1));
     slider.value = String(place);
     slider.disabled = steps.length < 2 || choice.several;
     several.box.checked = choice.several;
     const text = steps.length ? `${steps[Math.max(0, place)]}` : NOTHING;
-    const isLast = choice.at === null && !choice.several;
-    shownStep.textContent = isLast ? `${text} (last)` : text;
+    const isStart = steps[place] === 0;
+    shownStep.textContent = isStart ? `${text} (initialisation)` : text;
     if (choice.several) {
       shownStep.textContent = stepsOf(comparison, choice, part).join(", ");
     }

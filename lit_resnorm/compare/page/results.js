@@ -42,12 +42,14 @@ function sortHead({ key, title, better }, comparison, choice) {
       const again = c.sort?.column === (key || "name");
       c.sort = { column: key || "name", down: again ? !c.sort.down : firstDown };
     });
-  const button = html("button", { type: "button", class: "head", click }, title, arrow);
+  const button = html("button", { type: "button", class: "head", click });
   const aim = { high: "higher is better", low: "lower is better" }[better];
   if (aim) button.append(hidden(`, ${aim}`));
   if (key && title !== key) button.title = aim ? `${key}, ${aim}` : key;
   const cells = comparison.runCells.map((row) => sortValue(row?.[key]));
-  const isText = cells.some((value) => typeof value === "string");
+  const isText = !key || cells.some((value) => typeof value === "string");
+  // the arrow stands on the side where it moves no number off its column
+  button.prepend(...(isText ? [title, arrow] : [arrow, title]));
   const cell = html("th", { scope: "col", class: isText ? "text" : null }, button);
   const update = () => {
     const isSorted = choice.sort?.column === (key || "name");
@@ -104,7 +106,7 @@ function resultRows(comparison, choice, best, unfolded, fill) {
   const runRow = (run, isInner) => {
     const mark = isInner ? null : best;
     const text = (cell, digits) => cellText(cell, digits);
-    const title = [run.name];
+    const title = [drawnSwatch(choice, "runs", run), run.name];
     if (run.status && run.status !== "finished") {
       title.push(" ", html("span", { class: "badge bad" }, run.status));
     }
@@ -119,7 +121,8 @@ function resultRows(comparison, choice, best, unfolded, fill) {
   }
   const groups = inOrder(comparison.groups, choice, (g) => groupCells[g.index]);
   return groups.flatMap((group) => {
-    const title = [foldButton(group, unfolded, fill), group.label];
+    const fold = foldButton(group, unfolded, fill);
+    const title = [fold, drawnSwatch(choice, "groups", group), group.label];
     const cells = groupCells[group.index];
     const row = resultRow(comparison, cells, group.index, best, spreadText, title);
     row.classList.add("group");
@@ -128,6 +131,12 @@ function resultRows(comparison, choice, best, unfolded, fill) {
     const sorted = inOrder(runs, choice, (run) => runCells[run.index]);
     return [row, ...sorted.map((run) => runRow(run, true))];
   });
+}
+
+/** Return the look of what is drawn, in front of its name. */
+function drawnSwatch(choice, kind, item) {
+  const place = choice.show === kind ? choice.drawn.indexOf(item.index) : -1;
+  return html("span", { class: "holder" }, swatch(place >= 0 ? lookAt(place) : null));
 }
 
 function resultRow(comparison, cells, index, best, text, title) {
