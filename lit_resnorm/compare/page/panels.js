@@ -120,7 +120,8 @@ function modelOf(comparison, choice, section, chart) {
     ? trainingCurves(comparison, choice, chart.key)
     : depthCurves(comparison, choice, section, chart.key, stepsOf(comparison, choice, section));
   const values = curves.flatMap((curve) => curve.ys);
-  const isLog = chart.y === "auto" ? wantsLog(limits(values), values.length) : chart.y === "log";
+  const isLog = chart.y === "auto" ? wantsLog(values) : chart.y === "log";
+  if (isLog) curves.forEach(noteWhatIsLeftOut);
   const logKind = isTraining ? "count" : "log";
   return {
     name: chart.key,
@@ -136,6 +137,12 @@ function modelOf(comparison, choice, section, chart) {
       ? "not measured in what is drawn"
       : "nothing is chosen",
   };
+}
+
+function noteWhatIsLeftOut(curve) {
+  if (!curve.ys.some((value) => value <= 0)) return;
+  const note = "0 and what is below it is not drawn on this axis";
+  curve.note = [curve.note, note].filter(Boolean).join("; ");
 }
 
 /** Return the steps at which by-depth charts are read: one, or some from first to last. */

@@ -78,7 +78,11 @@ function widened([low, high], isLog) {
   return [low - margin, high + margin];
 }
 
-/** Say whether values are better seen on a logarithmic axis. */
-function wantsLog(range, values) {
-  return range !== null && range[0] > 0 && range[1] / range[0] > 300 && values > 2;
+/** Say whether values are better seen on a logarithmic axis: nearly all above 0, and wide. */
+function wantsLog(values) {
+  const positive = (value) => value > 0;
+  const range = limits(values, positive);
+  const finite = values.filter(Number.isFinite);
+  const share = finite.filter(positive).length / finite.length;
+  return range !== null && share >= 0.75 && range[1] / range[0] > 300;
 }

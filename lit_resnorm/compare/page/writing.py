@@ -135,6 +135,8 @@ def _without_script(document: Mapping[str, Any]) -> str:
     lines = []
     for finding in document.get("findings") or ():
         run = finding.get("run")
-        name = f"{runs[run]['name']}: " if run is not None else ""
-        lines.append(f"<li>{html.escape(name + str(finding.get('text', '')))}</li>")
+        text = str(finding.get("text", ""))
+        name = "" if run is None else f"{runs[run]['name']}: "
+        said = text if text.startswith(name) else name + text
+        lines.append(f"<li>{html.escape(said)}</li>")
     return "\n".join(lines)
