@@ -62,7 +62,8 @@ function complete(raw) {
     runs,
     groups,
     isGrouped: groups.some((group) => group.runs.length > 1),
-    columns: raw.columns || [],
+    // the status stands beside the name
+    columns: (raw.columns || []).filter((column) => column.key !== "status"),
     runCells: table.runs || [],
     groupCells: table.groups || [],
     series: raw.series || {},
