@@ -19,6 +19,7 @@ from lit_resnorm.data import DataModule
 from lit_resnorm.run_files import CHECKPOINTS, logged_config
 from lit_resnorm.runs import RunHistory
 from lit_resnorm.sampling import StepSeed
+from lit_resnorm.wandb_history import WandbHistory
 
 _WANDB = {
     # rows that wandb holds back longer are lost when the process is killed
@@ -65,7 +66,7 @@ def _loggers(has_wandb: bool) -> list[dict[str, Any]]:
         return [history]
     # without `resume` here its null would override the logger's own default
     init = {"project": "lit_resnorm", "offline": True, "resume": "allow"}
-    return [history, {"class_path": _path(WandbLogger), "init_args": init}]
+    return [history, {"class_path": _path(WandbHistory), "init_args": init}]
 
 
 def _callbacks(options: Namespace) -> list[Any]:

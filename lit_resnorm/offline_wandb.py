@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_resnorm.run_files import Run, RunRows, plain
+from lit_resnorm.run_files import RESUMED, Run, RunRows, plain
 
 _STEP = "trainer/global_step"
+_ENDINGS = ("status", "seconds")
 _BLOCK = 32768
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 _FOLDER = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-(?P<id>.+)")
@@ -87,6 +88,7 @@ class _Recorded:
     name: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+    ended: dict[str, Any] = field(default_factory=dict)
     exit_code: int | None = None
     seconds: float = 0.0
 
@@ -112,6 +114,7 @@ def read_offline_run(run_id: str, folders: Iterable[Path]) -> RunRows:
         "status": words.get(recorded.exit_code, "failed"),
         "verdicts": {},
         "seconds": recorded.seconds,
+        **recorded.ended,
     }
     name = recorded.name or run_id
     return RunRows(name, latest, recorded.config, rows, summary)
@@ -132,12 +135,26 @@ def _take(file: Path, recorded: _Recorded) -> None:
             recorded.name = record.run.display_name
             recorded.config |= _nested(record.run.config.update)
         elif kind == "config":
-            recorded.config |= _nested(record.config.update)
+            config = _nested(record.config.update)
+            _cut_back(config.pop(RESUMED, None), recorded.rows)
+            recorded.config |= config
+        elif kind == "summary":
+            # as WandbHistory writes them when a run ends
+            for item in record.summary.update:
+                if item.key in _ENDINGS:
+                    recorded.ended[item.key] = json.loads(item.value_json)
         elif kind == "exit":
             recorded.exit_code = record.exit.exit_code
             recorded.seconds += record.exit.runtime
         elif kind == "history":
             _take_row(_nested(record.history.item), recorded.rows)
+
+
+def _cut_back(step: int | None, rows: dict[int, dict[str, Any]]) -> None:
+    """Drop what processes before logged after the checkpoint that one began with."""
+    if step is not None:
+        for later in [other for other in rows if other > step]:
+            del rows[later]
 
 
 def _take_row(values: dict[str, Any], rows: dict[int, dict[str, Any]]) -> None:

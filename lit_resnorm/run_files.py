@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ FIGURES = "figures"
 CHECKPOINTS = "checkpoints"
 RUN_DIR = "LIT_RESNORM_RUN_DIR"
 """Tells the processes that Lightning starts for DDP which directory rank 0 made."""
+SITE = re.compile(r"(?P<quantity>.+?)/(?P<site>\d{3,}\..+)")
+"""A key `<probe>/<quantity>/<site>`."""
+RESUMED = "resumed_from_step"
+"""Key of a W&B config: the step of the checkpoint with which a process began."""
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 

@@ -51,7 +51,8 @@ class RunHistory(Logger):
     the same files: training rows from step g on and other rows after step g are
     dropped first, and what is logged again at a kept step is not doubled. Only rank
     0 writes. The logger learns of its Trainer through `log_graph`, which Lightning
-    calls unless `enable_autolog_hparams` is off.
+    calls unless `enable_autolog_hparams` is off. Once `summary.json` is written,
+    `ended` holds its `status` and `seconds`.
 
     A step that a callback gives is taken as it is. Values that `validation_step`
     logs for each batch (`on_step=True`) keep Lightning's number of the batch.
@@ -76,6 +77,7 @@ class RunHistory(Logger):
         self._kept_tables: dict[Path, int] = {}
         self._verdicts: dict[str, str] = {}
         self._began: float | None = None
+        self.ended: dict[str, Any] = {}
         self._when_final: list[Callable[[], None]] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -278,6 +280,7 @@ class RunHistory(Logger):
             "versions": _versions(),
         }
         self._began = None
+        self.ended = {key: summary[key] for key in ("status", "seconds")}
         self.path.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(summary, indent=1) + "\n")
 

@@ -24,7 +24,12 @@ from lit_resnorm.measures.observe import (
 from lit_resnorm.measures.sites import Site
 from lit_resnorm.measures.tracing import trace
 from lit_resnorm_callbacks.cadence import Cadence, steps_taken
-from lit_resnorm_callbacks.destinations import send_figures, send_values, to_host
+from lit_resnorm_callbacks.destinations import (
+    send_charts,
+    send_figures,
+    send_values,
+    to_host,
+)
 from lit_resnorm_callbacks.probe_batch import fixed_batch, network_output
 from lit_resnorm_callbacks.ranks import OutOfMemoryError, measured_together
 from lit_resnorm_callbacks.records import Records
@@ -226,6 +231,7 @@ class Probe(Callback, ABC):
             step,
             {f"{self.prefix}/{key}": value for key, value in numbers.items()},
             self._records.tables(self.prefix, step, series),
+            {f"{self.prefix}/{key}": spectrum for key, spectrum in series.items()},
         )
 
     def _run_alone(self, trainer: Trainer, module: LightningModule) -> None:
@@ -292,6 +298,8 @@ class Probe(Callback, ABC):
     def _log_figures(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and trainer.loggers and not _dry(trainer):
             send_figures(trainer, self._last_step, self.figures())
+            curves = self._records.depth_curves(self.prefix)
+            send_charts(trainer, self._last_step, curves)
 
 
 def _weights(module: LightningModule) -> tuple[tuple[int, int], ...]:

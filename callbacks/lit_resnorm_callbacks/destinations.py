@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger, WandbLogger
 from torch import Tensor
 
-from lit_resnorm_callbacks.records import Table
+from lit_resnorm_callbacks.records import DepthCurves, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
+
+_LINES = 8
+"""Steps that a chart shows at most."""
 
 
 @runtime_checkable
@@ -36,12 +40,17 @@ class TakesImages(Protocol):
 
 
 def send_values(
-    trainer: Trainer, step: int, values: dict[str, float], tables: Mapping[str, Table]
+    trainer: Trainer,
+    step: int,
+    values: dict[str, float],
+    tables: Mapping[str, Table],
+    spectra: Mapping[str, Sequence[float]],
 ) -> None:
-    """Log values as of an optimizer step, with one row a logger, and tables.
+    """Log values as of an optimizer step, with one row a logger, tables and spectra.
 
     The values also land in `trainer.callback_metrics`, where `EarlyStopping` and
-    `ModelCheckpoint` look.
+    `ModelCheckpoint` look. Of a spectrum, Weights & Biases and TensorBoard get a
+    histogram of log10 of what is positive, `histograms/<key>_log10`.
     """
     trainer.callback_metrics.update(
         {key: torch.tensor(value) for key, value in values.items()}
@@ -51,21 +60,72 @@ def send_values(
         if isinstance(logger, TakesTables):
             for key, (columns, data) in tables.items():
                 logger.log_table(key, columns=columns, data=data, step=step)
+        for key, spectrum in spectra.items():
+            _send_histogram(logger, f"histograms/{key}_log10", spectrum, step)
+
+
+def _send_histogram(
+    logger: Logger, key: str, spectrum: Sequence[float], step: int
+) -> None:
+    values = np.asarray(spectrum)
+    values = np.log10(values[(values > 0) & np.isfinite(values)])
+    if not len(values):
+        return
+    experiment = getattr(logger, "experiment", None)
+    if isinstance(logger, WandbLogger):
+        import wandb
+
+        logger.log_metrics({key: wandb.Histogram(values.tolist())}, step=step)  # pyright: ignore[reportArgumentType]
+    elif (add_histogram := getattr(experiment, "add_histogram", None)) is not None:
+        add_histogram(key, values, global_step=step)
 
 
 def send_figures(
     trainer: Trainer, step: int | None, figures: Mapping[str, Figure]
 ) -> None:
-    """Log figures to the loggers that take images or figures."""
+    """Log figures to the loggers that take images or figures.
+
+    In Weights & Biases they are `figures/<key>`: a key holds one kind of thing there,
+    and `fim/lambda_max` is a number.
+    """
     for key, figure in figures.items():
         image = None
         for logger in trainer.loggers:
             experiment = getattr(logger, "experiment", None)
             if isinstance(logger, TakesImages):
                 image = image or _drawn(figure)  # drawn once for all of them
-                logger.log_image(key, images=[image], step=step)
+                place = f"figures/{key}" if isinstance(logger, WandbLogger) else key
+                logger.log_image(place, images=[image], step=step)
             elif (add_figure := getattr(experiment, "add_figure", None)) is not None:
                 add_figure(key, figure, global_step=step)
+
+
+def send_charts(
+    trainer: Trainer, step: int | None, curves: Mapping[str, DepthCurves]
+) -> None:
+    """Log quantities by depth as charts of Weights & Biases: `charts/<key>`.
+
+    Across is the place of the site in the order of execution; a line is a step, of at
+    most eight.
+    """
+    for logger in trainer.loggers:
+        if not isinstance(logger, WandbLogger):
+            continue
+        import wandb
+
+        charts: dict[str, Any] = {}
+        for key, (sites, by_step) in curves.items():
+            steps = sorted(by_step)
+            steps = steps[:: -(-len(steps) // _LINES)] if steps else []
+            charts[f"charts/{key}"] = wandb.plot.line_series(
+                xs=range(len(sites)),
+                ys=[by_step[one] for one in steps],
+                keys=[f"step {one}" for one in steps],
+                title=key,
+                xname="site, in the order of execution",
+            )
+        if charts:
+            logger.log_metrics(charts, step=step)
 
 
 def _drawn(figure: Figure) -> Image:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 Table = tuple[list[str], list[list[Any]]]
 """Column names and rows."""
 
+DepthCurves = tuple[list[str], dict[int, list[float]]]
+"""Sites in the order of execution, and by optimizer step a value each, or NaN."""
+
 _SITE = re.compile(r"(?P<quantity>.+?)/(?P<site>\d{3,}\..+)")
 
 
@@ -83,6 +86,17 @@ class Records:
     def figures(self, prefix: str) -> dict[str, Figure]:
         """Return one figure a quantity: by depth, or by rank for a spectrum."""
         figures: dict[str, Figure] = {}
+        for key, (sites, values) in self.depth_curves(prefix).items():
+            quantity = key.removeprefix(f"{prefix}/")
+            figures[key] = by_depth(sites, values, quantity=quantity, title=key)
+        for key, spectra in self._spectra.items():
+            name = f"{prefix}/{key}"
+            figures[name] = spectrum(spectra, quantity=key, title=name)
+        return figures
+
+    def depth_curves(self, prefix: str) -> dict[str, DepthCurves]:
+        """Return each quantity by site, at every step that is kept."""
+        found: dict[str, DepthCurves] = {}
         for quantity, curves in self._by_site.items():
             sites = sorted(curves)
             steps = sorted({step for curve in curves.values() for step in curve})
@@ -90,12 +104,8 @@ class Records:
                 step: [curves[site].get(step, float("nan")) for site in sites]
                 for step in steps
             }
-            key = f"{prefix}/{quantity}"
-            figures[key] = by_depth(sites, values, quantity=quantity, title=key)
-        for key, spectra in self._spectra.items():
-            name = f"{prefix}/{key}"
-            figures[name] = spectrum(spectra, quantity=key, title=name)
-        return figures
+            found[f"{prefix}/{quantity}"] = (sites, values)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Return the records as plain containers."""

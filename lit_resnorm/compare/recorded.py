@@ -6,7 +6,6 @@ Dimensions: S steps at which a value was measured.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,13 +13,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_resnorm.run_files import SITE
+
 Kind = Literal["directory", "offline", "online", "csv"]
 
 VERDICTS = {0.0: "none", 1.0: "signal", 2.0: "snr", -1.0: "undetermined"}
 """Words of a logged verdict, see `lit_resnorm.measures.moments.pathology`."""
 
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_SITE = re.compile(r"(?P<quantity>.+?)/(?P<site>\d{3,}\..+)")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def series_of_rows(
     series: dict[str, Series] = {}
     depth: dict[str, dict[str, Series]] = {}
     for key, (steps, values) in points.items():
-        match = _SITE.fullmatch(key)
+        match = SITE.fullmatch(key)
         one = sorted_series(steps, values)
         if match is None:
             series[key] = one

@@ -1,0 +1,101 @@
+"""WandbHistory: Weights & Biases with the steps and the ending of a run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from numbers import Number
+from typing import Any
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor, nn
+
+from lit_resnorm.run_files import RESUMED, SITE
+from lit_resnorm.run_steps import StepCount, checkpoint_steps, run_status
+from lit_resnorm.runs import RunHistory
+
+_STEP = "trainer/global_step"
+
+
+class WandbHistory(WandbLogger):
+    """Lightning's `WandbLogger`, with what is needed to compare runs in W&B.
+
+    - The step of every value is the one in `history.jsonl` (`lit_resnorm.run_steps`),
+      so that validation and probes share their axis.
+    - The summary holds `min`, `max` and `last` of every value that isn't a single
+      site's, for parallel coordinates, filters and sorting.
+    - The summary also holds `status` (`finished`, `diverged`, `interrupted` or
+      `failed`), `seconds`, and verdicts in words (`moments/pathology/word`).
+
+    Arguments are those of `WandbLogger`.
+    """
+
+    @cached_property
+    def _steps(self) -> StepCount:
+        return StepCount()
+
+    @cached_property
+    def _defined(self) -> set[str]:
+        return set()
+
+    @rank_zero_only
+    def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
+        """Learn the Trainer and, where a checkpoint was loaded, the step it is at.
+
+        Args:
+            model: The LightningModule that is about to run.
+            input_array: Not used.
+        """
+        del input_array
+        checkpoint = self._steps.begin(model)
+        trainer = self._steps.trainer
+        if checkpoint and trainer is not None and trainer.state.fn == "fit":
+            # a reader drops what an earlier process logged after the checkpoint
+            resumed = {RESUMED: checkpoint_steps(checkpoint)}
+            self.experiment.config.update(resumed, allow_val_change=True)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log one row.
+
+        Args:
+            metrics: Values by key. Lightning's own rows hold `epoch`.
+            step: Optimizer steps taken by the weights; None for the present weights.
+                The step of Lightning's own rows is put right.
+        """
+        for key, value in metrics.items():
+            if key not in self._defined and isinstance(value, Number | Tensor):
+                self._defined.add(key)
+                self._define(key)
+        step = self._steps.of(step, of_lightning="epoch" in metrics)
+        super().log_metrics(metrics, step)
+
+    def _define(self, key: str) -> None:
+        if key == "epoch" or SITE.fullmatch(key):
+            return
+        options = {"step_metric": _STEP, "summary": "min,max,last"}
+        self.experiment.define_metric(key, **options)
+
+    @rank_zero_only
+    def log_verdict(self, key: str, word: str) -> None:
+        """Put a verdict into the summary, in words."""
+        self.experiment.summary[f"{key}/word"] = word
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Put into the summary how the run ended.
+
+        Args:
+            status: Lightning's word, "success" or "failed".
+        """
+        super().finalize(status)
+        trainer = self._steps.trainer
+        if trainer is None or self._experiment is None:
+            return
+        ended: dict[str, Any] = {"status": run_status(status, trainer)}
+        for logger in trainer.loggers:
+            if isinstance(logger, RunHistory) and logger.ended:
+                # it knows of the processes before, and of the fit before a test
+                ended = logger.ended
+        self.experiment.summary.update(ended)
