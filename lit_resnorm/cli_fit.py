@@ -32,6 +32,7 @@ from lit_resnorm.cli_run import RunConfig, choose_run, forget_run, rank
 from lit_resnorm.data import DataModule
 from lit_resnorm.run_files import SUMMARY
 from lit_resnorm.run_places import load_checkpoint
+from lit_resnorm.run_steps import has_diverged
 
 
 class ResNormCLI(LightningCLI):
@@ -71,7 +72,7 @@ class ResNormCLI(LightningCLI):
             return (
                 path.exists() and json.loads(path.read_text())["status"] == "diverged"
             )
-        return getattr(self.model, "diverged", False)
+        return has_diverged(self.model)
 
     @property
     def _weights_only(self) -> bool:

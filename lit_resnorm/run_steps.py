@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
@@ -106,5 +107,9 @@ def run_status(status: str, trainer: Trainer) -> str:
     if status == "failed":
         stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)
         return "interrupted" if stopped else "failed"
-    diverged = getattr(trainer.lightning_module, "diverged", False)
-    return "diverged" if diverged else "finished"
+    return "diverged" if has_diverged(trainer.lightning_module) else "finished"
+
+
+def has_diverged(module: nn.Module) -> bool:
+    """Say whether a module calls its training diverged; of a population, all."""
+    return bool(torch.as_tensor(getattr(module, "diverged", False)).all())
