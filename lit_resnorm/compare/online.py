@@ -34,6 +34,8 @@ def read_online(address: str) -> list[Recorded]:
     except ModuleNotFoundError as error:
         raise ValueError("it needs wandb, which is not installed") from error
     try:
+        if not wandb.login(prompt=False):
+            raise ValueError("no API key is configured: see `wandb login`")
         api = wandb.Api(timeout=_SECONDS)
         if address.count("/") == 2:
             return [recorded_online(api.run(address), address)]
