@@ -457,7 +457,14 @@ def test_sampler_that_draws_with_replacement_works():
 
 
 @pytest.mark.ddp
-def test_twins_on_two_ranks_equal_those_of_one_process(tmp_path):
+@pytest.mark.parametrize(
+    ("method", "apart", "relative"),
+    # conjugate gradients end at a residual of 1e-4, wherever rounding leads them
+    [("twins", 1e-5, 1e-3), ("influence", 1e-4, 1e-2)],
+)
+def test_copies_on_two_ranks_equal_those_of_one_process(
+    tmp_path, method, apart, relative
+):
     class Kept(StabilityProbe):
         def on_train_end(self, trainer, pl_module):
             super().on_train_end(trainer, pl_module)
@@ -468,7 +475,7 @@ def test_twins_on_two_ranks_equal_those_of_one_process(tmp_path):
     def run(devices):
         L.seed_everything(1, verbose=False)
         options = {"devices": 2, "strategy": "ddp_fork"} if devices == 2 else {}
-        probe = Kept(4, strict=True)
+        probe = Kept(4, method=method, strict=True)
         trainer = quiet_trainer(
             max_steps=12, callbacks=[probe], gradient_clip_val=0.5, **options
         )
@@ -479,7 +486,7 @@ def test_twins_on_two_ranks_equal_those_of_one_process(tmp_path):
 
     (two, values), (one, expected) = run(2), run(1)
     for k in range(4):
-        assert largest_difference(two[k], one[k]) < 1e-5
+        assert largest_difference(two[k], one[k]) < apart
     for key in ("eps_hyp", "eps_point", "eps_unif", "distance", "generalization_gap"):
         name = f"stability/{key}"
-        assert values[name] == pytest.approx(expected[name].item(), rel=1e-3), name
+        assert values[name] == pytest.approx(expected[name].item(), rel=relative), name
