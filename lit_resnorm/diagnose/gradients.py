@@ -1,0 +1,193 @@
+"""Gradients of the loss with respect to what each site puts out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from lit_resnorm.diagnose.losses import Loss
+from lit_resnorm.measures.moments.noise import in_float64
+from lit_resnorm.measures.observe import num_rows, take_rows, untouched
+from lit_resnorm.measures.sites import Site, Visitor, first_tensor, visiting
+
+Forward = Callable[[nn.Module, Any], Any]
+
+ROWS = 32
+"""Examples whose graph is held at a time."""
+
+
+def gradient_norms(
+    model: nn.Module,
+    batch: Any,
+    sites: Sequence[Site],
+    loss: Loss,
+    *,
+    forward: Forward,
+    norm_mode: str = "frozen",
+) -> dict[str, float]:
+    r"""Return the root mean square of the loss's gradient at the output of each site.
+
+    .. math:: \sqrt{\tfrac{1}{BU} \sum_{b,u} (\partial l_b / \partial x_{bu})^2}
+
+    :math:`l_b` is the loss of example b, so the size of the batch plays no part. The
+    gradient goes through frozen statistics of batch norm. Without a loss it is that of
+    a fixed random projection of the outputs. Where float32 can't hold a gradient the
+    pass is made again in float64. Exact; the model is untouched.
+
+    Source: science.md 4.8 and 5.1; we sum over all units of a site.
+
+    Args:
+        model: Any module.
+        batch: Examples, as `forward` takes them.
+        sites: Sites of this model.
+        loss: The loss.
+        forward: Runs the model on the examples.
+        norm_mode: What batch norm does.
+
+    Returns:
+        By site; 0 where no gradient arrives.
+    """
+    passes = _Passes(model, sites, loss, forward, norm_mode)
+    found = passes.measure(batch)
+    values = found.values()
+    if any(value == 0 or not torch.isfinite(torch.tensor(value)) for value in values):
+        with in_float64(model):
+            found = passes.measure(widened(batch))
+    return found
+
+
+def widened(batch: Any) -> Any:
+    """Return a batch with its floating-point tensors in float64."""
+
+    def wide(leaf: Any) -> Any:
+        is_number = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return leaf.double() if is_number else leaf
+
+    return pytree.tree_map(wide, batch)
+
+
+class _Applied(nn.Module):
+    def __init__(self, model: nn.Module, forward: Forward) -> None:
+        super().__init__()
+        self.model = model
+        self._apply_model = forward
+
+    def forward(self, batch: Any) -> Any:
+        return self._apply_model(self.model, batch)
+
+
+class _Passes:
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        loss: Loss,
+        forward: Forward,
+        norm_mode: str,
+    ) -> None:
+        self.model, self.sites, self.loss = model, sites, loss
+        self.forward, self.norm_mode = forward, norm_mode
+
+    def measure(self, batch: Any) -> dict[str, float]:
+        total = num_rows(batch)
+        chunk = total if self.norm_mode == "train" else ROWS
+        sums = _Squares({site.name: 0.0 for site in self.sites})
+        with (
+            untouched(self.model, norm_mode=self.norm_mode) as run,
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            if total > chunk:
+                with torch.no_grad():
+                    run(lambda: self.forward(self.model, batch))
+            for start in range(0, total, chunk):
+                rows = take_rows(batch, slice(start, min(total, start + chunk)))
+                with _stand_ins(self.model, self.forward) as applied:
+                    with visiting(self.model, self.sites, sums):
+                        output = run(lambda rows=rows, f=applied: f(rows))
+                    self._backward(output, rows)
+        return sums.root_means()
+
+    def _backward(self, output: Any, batch: Any) -> None:
+        if self.loss.function is None:
+            outputs = [
+                leaf
+                for leaf in pytree.tree_leaves(output)
+                if isinstance(leaf, Tensor) and leaf.requires_grad
+            ]
+            noise = torch.Generator().manual_seed(0)
+            grads = [
+                torch.randn(leaf.shape, generator=noise).to(leaf) for leaf in outputs
+            ]
+            torch.autograd.backward(outputs, grads)
+            return
+        losses = self.loss.of(self.model, output, batch)
+        # a mean that the loss took itself becomes the sum again
+        total = losses.sum() if losses.ndim else losses * num_rows(batch)
+        if total.requires_grad:
+            total.backward()
+
+
+@contextmanager
+def _stand_ins(model: nn.Module, forward: Forward) -> Iterator[Callable[[Any], Any]]:
+    """Give the model with copies of its parameters, which all take gradients.
+
+    So gradients reach the sites of frozen layers too, and none reaches the model's own
+    parameters, nor the hooks on them.
+    """
+    applied = _Applied(model, forward)
+    copies = {
+        f"model.{name}": p.detach().requires_grad_() if p.is_floating_point() else p
+        for name, p in model.named_parameters()
+    }
+
+    def call(batch: Any) -> Any:
+        # what follows a network without parameters still depends on its input
+        batch = pytree.tree_map(_taking_gradients, batch)
+        return functional_call(applied, copies, (batch,))
+
+    yield call
+
+
+def _taking_gradients(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+        return leaf
+    return leaf.detach().requires_grad_().clone()
+
+
+class _Squares(Visitor):
+    """Sums the squares of the gradients at each site."""
+
+    def __init__(self, sums: dict[str, float]) -> None:
+        self.sums = sums
+        self.counts = dict.fromkeys(sums, 0)
+
+    def after(
+        self,
+        site: Site,
+        args: tuple[Any, ...],  # noqa: ARG002
+        kwargs: dict[str, Any],  # noqa: ARG002
+        output: Any,
+    ) -> None:
+        x = first_tensor(output)
+        if x is None:
+            return
+        self.counts[site.name] += x.numel()
+        if x.requires_grad:
+            x.register_hook(lambda grad, name=site.name: self._add(name, grad))
+
+    def _add(self, name: str, grad: Tensor) -> None:
+        norm = torch.linalg.vector_norm(grad.detach(), dtype=torch.float64)
+        self.sums[name] += float(norm) ** 2
+
+    def root_means(self) -> dict[str, float]:
+        return {
+            name: (total / max(self.counts[name], 1)) ** 0.5
+            for name, total in self.sums.items()
+        }

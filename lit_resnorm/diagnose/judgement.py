@@ -1,0 +1,240 @@
+"""The verdicts: from what was measured to findings in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lit_resnorm.diagnose import advice
+from lit_resnorm.diagnose.result import DepthRow, Finding
+from lit_resnorm.diagnose.trends import (
+    COLLAPSED,
+    DEAD,
+    FAR,
+    Trend,
+    kept_apart,
+    main_line,
+    trend,
+)
+from lit_resnorm.measures.moments.pathology import MIN_LAYERS, STEEP, Verdict
+
+TOO_FAR = "a factor of 1/sqrt(eps) of float32"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the verdicts on depth rest on.
+
+    Attributes:
+        rows: The table by depth.
+        verdict: On signal and noise.
+        num_examples: Size of the probe batch.
+        normalised: Whether the network has norms.
+        without_rule: Operations that noise can't pass.
+    """
+
+    rows: Sequence[DepthRow]
+    verdict: Verdict
+    num_examples: int
+    normalised: bool
+    without_rule: tuple[str, ...] = ()
+
+    @property
+    def residual(self) -> bool:
+        """Whether the network has residual additions."""
+        return any(row.kind == "addition" for row in self.rows)
+
+    @property
+    def forward(self) -> Trend:
+        """Of the activations' norms, from input to output."""
+        line = main_line(self.rows)
+        return trend([r.depth for r in line], [r.forward for r in line])
+
+    @property
+    def backward(self) -> Trend:
+        """Of the gradients' norms, from output to input."""
+        line = main_line(self.rows)[::-1]
+        return trend([-r.depth for r in line], [r.backward for r in line])
+
+    @property
+    def undetermined(self) -> bool:
+        """Whether signal and noise can't be judged."""
+        return self.verdict.pathology == "undetermined" or self.num_examples < 2
+
+
+def depth_findings(judged: Judged) -> list[Finding]:
+    """Return what goes wrong with depth."""
+    found = not_finite(judged.rows)
+    if found:
+        return found
+    found += _signal_or_noise(judged)
+    found += _norms(judged, "activations", judged.forward)
+    found += _norms(judged, "gradients", judged.backward)
+    return found + _dead(judged.rows) + _headless(judged.rows)
+
+
+def not_finite(rows: Sequence[DepthRow]) -> list[Finding]:
+    """Return the finding on activations or gradients that aren't finite."""
+    for direction in ("forward", "backward"):
+        for row in rows:
+            value = getattr(row, direction)
+            if value is None or math.isfinite(value):
+                continue
+            what = "activations" if direction == "forward" else "gradients"
+            words = f"{what} are not finite, first at {row.site}"
+            evidence = {"site": row.site, "value": value}
+            return [Finding("not_finite", "pathology", words, evidence)]
+    return []
+
+
+def _signal_or_noise(judged: Judged) -> list[Finding]:
+    verdict = judged.verdict
+    if judged.undetermined:
+        return [_no_verdict(judged)]
+    chi = [row.log_sensitivity for row in main_line(judged.rows)]
+    ranks = [
+        row.effective_rank
+        for row in judged.rows
+        if row.effective_rank is not None and not math.isnan(row.effective_rank)
+    ]
+    evidence = {
+        "layers": verdict.num_layers,
+        "effective_rank_largest": max(ranks, default=math.nan),
+        "effective_rank_at_end": verdict.effective_rank,
+        "log_chi_slope": verdict.exponential.slope,
+        "log_chi_at_end": chi[-1] if chi else math.nan,
+        "exponential_goodness": verdict.exponential.goodness,
+        "power_goodness": verdict.power.goodness,
+    }
+    most, end = kept_apart(judged.rows)
+    evidence |= {"separation_largest": most, "separation_at_end": end}
+    collapsed = end <= COLLAPSED * most
+    if verdict.pathology == "signal" or (collapsed and verdict.pathology != "snr"):
+        words = (
+            "signal pathology: the examples collapse to a line; the share of their"
+            f" power off it falls from {most:.2g} to {end:.2g}, the effective rank from"
+            f" {max(ranks, default=math.nan):.3g} to {verdict.effective_rank:.3g}, over"
+            f" {verdict.num_layers} layers"
+        )
+        return [
+            Finding(
+                "signal",
+                "pathology",
+                words,
+                evidence,
+                advice.against_collapse(residual=judged.residual),
+                f"{advice.LABATIE}, section 4",
+                "P",
+            )
+        ]
+    if verdict.pathology == "snr":
+        words = (
+            "noise pathology: the noise over the signal, chi, grows exponentially, by"
+            f" {math.exp(verdict.exponential.slope):.3g} a layer (from"
+            f" {math.exp(STEEP):.3g} on it is an explosion) to {_power(chi[-1])}"
+        )
+        suggestions = (
+            advice.against_explosion(residual=True, normalised=judged.normalised)
+            if judged.residual
+            else (advice.SKIPS_AND_NORM,)
+        )
+        return [
+            Finding(
+                "noise",
+                "pathology",
+                words,
+                evidence,
+                suggestions,
+                f"{advice.LABATIE}, section 4",
+                "P",
+            )
+        ]
+    return []
+
+
+def _no_verdict(judged: Judged) -> Finding:
+    layers = judged.verdict.num_layers
+    if judged.num_examples < 2:
+        why = "one example has no variance: take more"
+    elif layers < MIN_LAYERS:
+        why = f"{layers} activations deep, and fewer than {MIN_LAYERS} show no trend"
+    elif judged.without_rule:
+        why = f"noise can't pass {', '.join(judged.without_rule)}"
+    else:
+        why = "chi follows neither an exponential nor a power of depth"
+    words = f"no verdict on signal and noise: {why}"
+    return Finding("undetermined", "note", words, {"layers": layers})
+
+
+def _norms(judged: Judged, what: str, found: Trend) -> list[Finding]:
+    if not (found.explodes or found.vanishes):
+        return []
+    how = "exploding" if found.explodes else "vanishing"
+    way = "from input to output" if what == "activations" else "from output to input"
+    change = (
+        "to 0" if math.isinf(found.change) else f"by a factor {_power(found.change)}"
+    )
+    if math.isinf(found.change) and found.change > 0:
+        change = "from 0"
+    words = f"{how} {what}: their root mean square changes {change} {way}"
+    if math.isfinite(found.slope):
+        words += f", {math.exp(found.slope):.3g} a layer"
+    return [
+        Finding(
+            f"{how}_{what}",
+            "pathology",
+            words,
+            {
+                "log_change": found.change,
+                "log_slope": found.slope,
+                "goodness": found.goodness,
+                "log_change_allowed": FAR,
+            },
+            advice.against_explosion(
+                residual=judged.residual, normalised=judged.normalised
+            ),
+            f"more than {TOO_FAR}: what is left is lost in rounding",
+            "D",
+        )
+    ]
+
+
+def _dead(rows: Sequence[DepthRow]) -> list[Finding]:
+    dead = [row for row in rows if row.dead is not None and row.dead >= DEAD]
+    if not dead:
+        return []
+    names = ", ".join(row.site for row in dead[:3]) + (", ..." if dead[3:] else "")
+    words = f"dead layers: {len(dead)} have {DEAD:.0%} of their units or more off for"
+    return [
+        Finding(
+            "dead_layers",
+            "pathology",
+            f"{words} every example ({names})",
+            {"sites": [row.site for row in dead], "share": [row.dead for row in dead]},
+            (advice.HALF_ON,),
+            "half of the units are off at most where examples lie on a ray",
+            "D",
+        )
+    ]
+
+
+def _headless(rows: Sequence[DepthRow]) -> list[Finding]:
+    norms = [row.backward for row in rows if row.backward is not None]
+    if not norms or np.any(norms):
+        return []
+    words = (
+        "no verdict on gradients: the loss's gradient is 0 at every site, as where the"
+        " head starts at 0 or the output is saturated"
+    )
+    return [Finding("no_gradient", "note", words)]
+
+
+def _power(log: float) -> str:
+    """Return the exponential of a number in words, also where that overflows."""
+    if not math.isfinite(log) or abs(log) < 6:
+        return f"{math.exp(log):.3g}"
+    power, part = divmod(log / math.log(10), 1)
+    return f"{10**part:.1f}e{int(power):+03d}"

@@ -1,0 +1,209 @@
+"""`diagnose`: a report on a network before it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from lit_resnorm.diagnose.configured import Descent, descent_of
+from lit_resnorm.diagnose.judgement import Judged, depth_findings
+from lit_resnorm.diagnose.losses import Loss, LossFn, loss_of
+from lit_resnorm.diagnose.measuring import curvature_of, depth_rows, profile_of_network
+from lit_resnorm.diagnose.progress import Progress, silent
+from lit_resnorm.diagnose.rate_judgement import rate_findings
+from lit_resnorm.diagnose.rate_trials import Tried, tried_rates
+from lit_resnorm.diagnose.result import Diagnosis, Finding, Status
+from lit_resnorm.measures.moments import pathology
+from lit_resnorm.measures.observe import num_rows, take_rows, untouched
+from lit_resnorm_callbacks.probe_batch import first_examples, network_output
+
+Forward = Callable[[nn.Module, Any], Any]
+_ORDER = {"pathology": 0, "warning": 1, "note": 2}
+
+
+def diagnose(
+    module: nn.Module,
+    dataloader: Iterable[Any] | LightningDataModule,
+    *,
+    num_examples: int = 128,
+    output: str = "auto",
+    loss_fn: LossFn | None = None,
+    rate: float | None = None,
+    optimizer: Optimizer | None = None,
+    check_rate: bool = False,
+    norm_mode: str = "frozen",
+    forward: Forward = network_output,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Diagnosis:
+    """Return what is to be expected of a network, with verdicts in words.
+
+    Measured on a fixed batch, where nothing is trained: activation rates, effective
+    ranks, sensitivity, branch shares and norms by depth, forwards and backwards; the
+    largest eigenvalue of the Fisher matrix and the learning rate that it bounds. Where
+    the configured rate passes its bound, copies of the network take steps at it. The
+    module itself is untouched, to the bit.
+
+    Args:
+        module: Any module; a LightningModule's optimizer is asked for its rate.
+        dataloader: Yields batches; the first examples are taken. Or a data module.
+        num_examples: How many.
+        output: Distribution of the output that the loss belongs to: `softmax`,
+            `bernoulli`, `gaussian`; `auto` by the module's loss, or output and target.
+        loss_fn: Takes output and target and returns the losses of the examples, or
+            their mean; default: as `output` says.
+        rate: Learning rate, instead of the configured one.
+        optimizer: Instead of the module's; without either, plain gradient descent.
+        check_rate: Whether to train copies at many rates, for the largest stable one.
+        norm_mode: What batch norm does: `frozen`, `eval` or `train`.
+        forward: Runs the module on a batch; default: on a tuple's first element, or a
+            dict by the names of its `forward`.
+        seed: Of the noise.
+        progress: Told the stage, how much of it is done, and of how much.
+
+    Returns:
+        The diagnosis; `healthy`, `findings`, `rows`, `to_json()`.
+
+    Raises:
+        ValueError: If an option can't be right, or the loader holds no example.
+    """
+    if num_examples < 1:
+        raise ValueError(f"num_examples is {num_examples}; it must be at least 1")
+    batch = _probe_batch(module, dataloader, num_examples)
+    descent, no_rate = descent_of(module, rate=rate, optimizer=optimizer)
+    few = take_rows(batch, slice(2))
+    with untouched(module, norm_mode=norm_mode) as run, torch.no_grad():
+        outputs = run(lambda: forward(module, few))
+    loss = loss_of(module, outputs, few, distribution=output, loss_fn=loss_fn)
+    notes = _notes(loss, descent, no_rate)
+    broken = _broken_weights(module)
+    flow, profile = profile_of_network(
+        module, batch, forward=forward, norm_mode=norm_mode, seed=seed, told=progress
+    )
+    rows = depth_rows(
+        module,
+        batch,
+        flow,
+        profile,
+        loss,
+        forward=forward,
+        norm_mode=norm_mode,
+        told=progress,
+    )
+    judged = Judged(
+        rows=rows,
+        verdict=pathology(profile),
+        num_examples=num_rows(batch),
+        normalised=any(site.kind == "norm" for site in flow.sites),
+        without_rule=profile.without_rule,
+    )
+    findings = broken or depth_findings(judged)
+    curvature, tried = None, Tried()
+    ill = any(finding.name == "not_finite" for finding in findings)
+    if not ill:
+        curvature, told = curvature_of(
+            module, batch, loss, descent, forward=forward, told=progress
+        )
+        notes += told
+    if curvature is not None:
+        tried = tried_rates(
+            module,
+            batch,
+            loss,
+            descent,
+            curvature,
+            forward=forward,
+            check_rate=check_rate,
+            told=progress,
+        )
+        notes += tried.notes
+        findings += rate_findings(curvature, tried.trial, tried.stable)
+    findings = sorted(findings + notes, key=lambda found: _ORDER[found.severity])
+    return Diagnosis(
+        network=type(module).__name__,
+        status=_status(findings, judged),
+        findings=tuple(findings),
+        rows=tuple(rows),
+        curvature=curvature,
+        stable_rates=tried.stable,
+        trends=_trends(judged),
+        settings={
+            "num_examples": num_rows(batch),
+            "norm_mode": norm_mode,
+            "loss": loss.words,
+            "distribution": loss.distribution,
+            "seed": seed,
+        },
+    )
+
+
+def _probe_batch(module: nn.Module, data: Any, num_examples: int) -> Any:
+    if isinstance(data, LightningDataModule):
+        with untouched(module):
+            data.prepare_data()
+            data.setup("fit")
+            own = getattr(data, "probe_dataloader", data.val_dataloader)
+            loader = own()
+    else:
+        loader = data
+    with untouched(module), torch.no_grad():
+        batch = first_examples(loader, num_examples, "diagnose")
+    first = next(module.parameters(), None)
+    device = torch.device("cpu") if first is None else first.device
+    return pytree.tree_map(
+        lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf,
+        take_rows(batch, slice(num_examples)),
+    )
+
+
+def _notes(loss: Loss, descent: Descent, no_rate: str) -> list[Finding]:
+    notes = []
+    if loss.function is None:
+        words = f"no loss ({loss.words}): gradients are of a random projection of it"
+        notes.append(Finding("no_loss", "note", words))
+    if descent.rate is None and no_rate:
+        notes.append(Finding("no_rate", "note", f"no configured rate: {no_rate}"))
+    return notes
+
+
+def _broken_weights(module: nn.Module) -> list[Finding]:
+    broken = [
+        name
+        for name, value in [*module.named_parameters(), *module.named_buffers()]
+        if value.is_floating_point() and not bool(value.isfinite().all())
+    ]
+    if not broken:
+        return []
+    names = ", ".join(broken[:3]) + (", ..." if broken[3:] else "")
+    words = f"weights are not finite: {names}"
+    return [Finding("not_finite", "pathology", words, {"weights": broken})]
+
+
+def _status(findings: list[Finding], judged: Judged) -> Status:
+    if any(finding.severity == "pathology" for finding in findings):
+        return "pathological"
+    return "undetermined" if judged.undetermined else "healthy"
+
+
+def _trends(judged: Judged) -> dict[str, float]:
+    verdict, forward, backward = judged.verdict, judged.forward, judged.backward
+    return {
+        "layers": verdict.num_layers,
+        "effective_rank": verdict.effective_rank,
+        "log_chi_slope": verdict.exponential.slope,
+        "log_chi_goodness": verdict.exponential.goodness,
+        "chi_exponent": verdict.power.slope,
+        "chi_exponent_goodness": verdict.power.goodness,
+        "forward_log_change": forward.change,
+        "forward_log_slope": forward.slope,
+        "forward_goodness": forward.goodness,
+        "backward_log_change": backward.change,
+        "backward_log_slope": backward.slope,
+        "backward_goodness": backward.goodness,
+    }
