@@ -98,3 +98,25 @@ def test_what_is_no_run_is_refused(recorded, tmp_path):
     folder = copied(recorded, tmp_path, lambda _: b"PK\x03\x04 something else")
     with pytest.raises(ValueError, match="is no W&B run file"):
         read_offline_wandb(folder)
+
+
+def test_what_was_logged_after_the_checkpoint_of_a_resume_is_dropped(tmp_path):
+    settings = wandb.Settings(silent=True, reinit="finish_previous")
+    for steps, config in (((0, 1, 2, 3, 4), {}), ((3,), {"resumed_from_step": 2})):
+        run = wandb.init(
+            id="r",
+            project="p",
+            dir=tmp_path,
+            config={"lr": 1},
+            mode="offline",
+            settings=settings,
+        )
+        run.config.update(config)
+        for step in steps:
+            run.log({"a": step + len(steps), "trainer/global_step": step})
+        run.finish()
+    wandb.teardown()
+    (run,) = read_offline_wandb(tmp_path)
+    assert run.history["step"].tolist() == [0, 1, 2, 3]
+    assert run.history["a"].tolist() == [5, 6, 7, 4]
+    assert run.config == {"lr": 1}

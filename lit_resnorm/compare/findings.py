@@ -33,7 +33,7 @@ class Finding:
     Attributes:
         run: Its place; None: about all runs.
         severity: How bad it is.
-        text: The sentence, with its numbers.
+        text: The sentence, with its numbers, without the run's name.
         source: The paper or measure behind it.
     """
 
@@ -46,7 +46,7 @@ class Finding:
 def findings_of(runs: Sequence[Recorded]) -> list[Finding]:
     """Return what the runs show, the worst first."""
     found = [
-        Finding(place, severity, f"{run.name}: {text}", source)
+        Finding(place, severity, f"{text[0].upper()}{text[1:]}.", source)
         for place, run in enumerate(runs)
         for judge in _JUDGES
         for severity, text, source in judge(run)

@@ -130,10 +130,14 @@ def _here(path: Path) -> Iterator[_Place]:
     if (path / METRICS).is_file():
         yield _Place("csv", path)
         return
-    offline = find_offline_runs(path)
+    # a folder with a `wandb` folder in it may hold other runs too
+    inner = path / "wandb"
+    offline = {} if inner.is_dir() else find_offline_runs(path)
     for run_id, folders in offline.items():
         yield _Place("offline", folders[-1], run_id, tuple(folders))
-    if not offline and ((path / CONFIG).is_file() or (path / SUMMARY).is_file()):
+    if offline or inner.is_dir():
+        return
+    if (path / CONFIG).is_file() or (path / SUMMARY).is_file():
         raise _NothingError(f"it has no {HISTORY}")
 
 

@@ -29,7 +29,11 @@ def print_comparison(document: Mapping[str, Any], console: Console) -> None:
     for finding in document["findings"]:
         style = _STYLES[finding["severity"]]
         mark = f"[{style}]{_MARKS[finding['severity']]}[/]"
-        line = f"{mark} {escape(finding['text'])} [dim]({escape(finding['source'])})[/]"
+        place = finding["run"]
+        name = "" if place is None else f"{document['runs'][place]['name']}: "
+        line = f"{mark} {escape(name + finding['text'])}"
+        if finding["source"]:
+            line += f" [dim]({escape(finding['source'])})[/]"
         console.print(line, highlight=False)
 
 
