@@ -62,6 +62,11 @@ def _run(args: list[str]) -> int:
         return reproduce(args[1:])
     from lit_resnorm.cli_fit import ResNormCLI
 
+    if args[:1] == ["diagnose"]:
+        from lit_resnorm.cli_unstarted import configured
+        from lit_resnorm.diagnose.command import diagnose_command
+
+        return diagnose_command(args[1:], configured)
     cli = ResNormCLI(args)
     return DIVERGED if cli.subcommand == "fit" and cli.diverged else SUCCESS
 

@@ -1,0 +1,200 @@
+"""`lit-resnorm diagnose`: what goes wrong with a network, before it is trained."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lit_resnorm.cli_checks import check_checkpoint
+from lit_resnorm.cli_errors import UsageError
+from lit_resnorm.diagnose.network import diagnose
+from lit_resnorm.diagnose.printing import show
+from lit_resnorm.run_files import CHECKPOINTS, CONFIG
+from lit_resnorm.run_places import load_checkpoint
+
+HEALTHY, FAILURE, PATHOLOGICAL = 0, 1, 3
+
+_HELP = """\
+Say what goes wrong with a network before it is trained, or at a checkpoint: signal or
+noise pathology, exploding or vanishing activations and gradients, dead layers, a
+learning rate that is too high; with the numbers behind it and what the papers advise.
+Nothing is trained but copies, at rates that are tried, and nothing but --json written.
+
+All options of `lit-resnorm fit` are taken too, for example
+
+  lit-resnorm diagnose --config configs/quickstart.yaml --model.init_args.depth 50
+  lit-resnorm diagnose --model LitVanillaNet --model.depth 50 --model.width 128
+  lit-resnorm diagnose --checkpoint runs/quickstart/NAME/checkpoints/last.ckpt
+
+Exit status: 0 healthy or undetermined, 3 a pathology found, 2 wrong use, 1 failure."""
+
+
+class Configured(Protocol):
+    """What a command line makes; see `lit_resnorm.cli_unstarted`."""
+
+    @property
+    def module(self) -> LightningModule:
+        """The model."""
+        ...
+
+    @property
+    def data(self) -> LightningDataModule:
+        """The data."""
+        ...
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def diagnose_command(
+    args: Sequence[str], configured: Callable[[Sequence[str]], Configured]
+) -> int:
+    """Run `lit-resnorm diagnose` and return its exit status.
+
+    Args:
+        args: The words after `diagnose`.
+        configured: Makes model and data from options of `fit`.
+
+    Returns:
+        0 where no pathology was found, else 3.
+
+    Raises:
+        UsageError: On an option that can't be right, or files that aren't there.
+    """
+    options, rest = _parser().parse_known_args(args)
+    _check(options)
+    fit_options = [*_config_of(options, rest), *rest]
+    if options.seed is not None:
+        fit_options += ["--seed_everything", str(options.seed)]
+    made = configured(fit_options)
+    if options.checkpoint is not None:
+        _load(made.module, options.checkpoint)
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("diagnose")
+        diagnosis = diagnose(
+            made.module,
+            made.data,
+            num_examples=options.num_examples,
+            check_rate=options.check_rate,
+            seed=options.seed or 0,
+            progress=lambda stage, done, total: bar.update(
+                task, description=stage, completed=done, total=total
+            ),
+        )
+    if options.json is not None:
+        options.json.write_text(diagnosis.to_json(), encoding="utf-8")
+    show(diagnosis)
+    return PATHOLOGICAL if diagnosis.status == "pathological" else HEALTHY
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lit-resnorm diagnose",
+        description=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        action="append",
+        metavar="FILE",
+        help="a config file of fit; several stack, the later one wins",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="take the weights from there, and without --config the config.yaml of its"
+        " run",
+    )
+    parser.add_argument(
+        "--check-rate",
+        "--check_rate",
+        action="store_true",
+        help="train copies for 60 full-batch steps at rates around the bound, and say"
+        " the largest that is stable",
+    )
+    parser.add_argument(
+        "--num_examples",
+        "--num-examples",
+        type=int,
+        default=128,
+        metavar="N",
+        help="size of the batch that is measured on (default: 128)",
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="of weights and noise (default: 0)"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the whole report there"
+    )
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.num_examples < 1:
+        raise UsageError(f"--num_examples {options.num_examples}: it must be 1 or more")
+    if options.seed is not None and options.seed < 0:
+        raise UsageError(f"--seed {options.seed}: it must be 0 or more")
+    path = options.json
+    if path is None:
+        return
+    folder = path.resolve().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"--json {path}: no file can be written there")
+
+
+def _config_of(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
+    """Return the config files as options of `fit`."""
+    files = list(options.config or [])
+    path = options.checkpoint
+    if path is not None and not files:
+        folder = path.resolve().parent
+        run = folder.parent if folder.name == CHECKPOINTS else folder
+        if not path.is_file():
+            raise UsageError(f"--checkpoint {path}: there is no such file")
+        if not (run / CONFIG).is_file() and not _names_model(rest):
+            raise UsageError(
+                f"--checkpoint {path}: there is no {CONFIG} of its run; give --config"
+            )
+        if (run / CONFIG).is_file():
+            files = [str(run / CONFIG)]
+    if not files and not _names_model(rest):
+        raise UsageError("diagnose: give --config, --checkpoint or --model")
+    return [word for file in files for word in ("--config", file)]
+
+
+def _names_model(rest: Sequence[str]) -> bool:
+    return any(word.partition("=")[0] == "--model" for word in rest)
+
+
+def _load(module: LightningModule, path: Path) -> None:
+    """Give the module a checkpoint's weights.
+
+    Raises:
+        UsageError: If it isn't of this module.
+    """
+    try:
+        check_checkpoint(path, module)
+        checkpoint: dict[str, Any] = load_checkpoint(path)
+        module.load_state_dict(checkpoint["state_dict"])
+    except (ValueError, RuntimeError) as error:
+        words = " ".join(str(error).split()).replace("--ckpt_path", "--checkpoint")
+        raise UsageError(words) from error
