@@ -19,6 +19,10 @@ FLAGS = (
 )
 
 
+TRAINING = "#training .panel:first-child"
+DEPTH = "#depth .panel:first-child"
+
+
 class Reader:
     """One browser window.
 
@@ -109,3 +113,15 @@ class Reader:
             for event in events
             if event["method"] == "Network.requestWillBeSent"
         ]
+
+
+def names(reader, panel=TRAINING):
+    return reader.texts(f"{panel} .legend .name")
+
+
+def values(reader, panel=TRAINING):
+    return dict(zip(names(reader, panel), reader.texts(f"{panel} .value"), strict=True))
+
+
+def reading(reader, panel=TRAINING):
+    return reader.texts(f"{panel} .readout-at")[0]

@@ -1,7 +1,47 @@
-"""Settings that must stand before torch is imported."""
+"""Settings that must stand before torch is imported, and a browser."""
 
 import os
+
+import pytest
 
 # Small tensors are faster on one thread a process, and the processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+
+
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory):
+    """A browser window, where there is a browser."""
+    from browsing import Reader
+
+    reader = Reader(tmp_path_factory.mktemp("profile"))
+    yield reader
+    reader.driver.quit()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A folder of comparison pages."""
+    from comparisons import four_variants, hostile, many_seeds
+
+    from lit_resnorm.compare.page import write_page
+
+    folder = tmp_path_factory.mktemp("pages")
+    write_page(four_variants(), folder / "four.html")
+    write_page(hostile(), folder / "hostile.html")
+    seeds = many_seeds(seeds=10, points=300, quantities=3)
+    write_page(seeds, folder / "seeds.html")
+    write_page(many_seeds(variants=2, seeds=3, points=30), folder / "few.html")
+    return folder
+
+
+@pytest.fixture
+def quiet(reader, folder):
+    """A window of usual size; no error in its console, nothing asked for but pages."""
+    reader.look()
+    reader.complaints(), reader.requests()
+    yield
+    assert reader.complaints() == []
+    # chrome:// is the new window's own page
+    start = (folder.as_uri(), "data:", "about:", "blob:null", "chrome://")
+    assert [url for url in reader.requests() if not url.startswith(start)] == []

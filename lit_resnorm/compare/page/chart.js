@@ -27,7 +27,10 @@ class Chart {
   listen() {
     this.plot.addEventListener("pointermove", (event) => this.point(event));
     this.plot.addEventListener("pointerdown", (event) => this.point(event));
-    this.plot.addEventListener("pointerleave", () => this.moveTo(null));
+    this.plot.addEventListener("pointerleave", (event) => {
+      // what a finger has chosen stays to be read
+      if (event.pointerType === "mouse") this.moveTo(null);
+    });
     this.plot.addEventListener("keydown", (event) => this.press(event));
   }
 

@@ -1,5 +1,8 @@
 // Axes: where a value stands, and the values that are marked.
 
+const LARGEST = Number.MAX_VALUE;
+const SMALLEST = Number.MIN_VALUE;
+
 /** Return the limits of finite values, or null where there are none. */
 function limits(values, isFit = Number.isFinite) {
   let low = Infinity;
@@ -15,13 +18,21 @@ function limits(values, isFit = Number.isFinite) {
 
 /** Return a scale from values to pixels with even steps. */
 function linearScale([low, high], [from, to], count) {
-  const step = niceStep((high - low) / Math.max(1, count));
+  // in units of a power of ten, so that no difference overflows
+  const size = Math.max(Math.abs(low), Math.abs(high), 1e-300);
+  const unit = 10 ** Math.floor(Math.log10(size));
+  const [start, end] = [low / unit, high / unit];
+  const step = niceStep((end - start) / Math.max(1, count));
   const ticks = [];
-  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k += 1) {
-    ticks.push({ at: k * step, text: tickText(k * step, step) });
+  const first = Math.ceil(start / step - 1e-9);
+  for (let k = 0; k <= 2 * count + 2; k += 1) {
+    const place = (first + k) * step;
+    const at = place * unit;
+    if (place <= end + step * 1e-9) ticks.push({ at, text: tickText(at, step * unit) });
   }
-  const slope = (to - from) / (high - low);
-  return { at: (value) => from + (value - low) * slope, ticks, holds: () => true };
+  const slope = (to - from) / (end - start);
+  const at = (value) => from + (value / unit - start) * slope;
+  return { at, ticks, holds: () => true };
 }
 
 function niceStep(rough) {
@@ -72,10 +83,14 @@ function countScale([low, high], [from, to]) {
 function widened([low, high], isLog) {
   if (isLog) {
     const ratio = low === high ? 2 : (high / low) ** 0.04;
-    return [low / ratio, high * ratio];
+    return [inRange(low / ratio), inRange(high * ratio)];
   }
-  const margin = low === high ? Math.abs(low) * 0.1 || 1 : (high - low) * 0.04;
-  return [low - margin, high + margin];
+  const margin = low === high ? Math.abs(low) * 0.1 || 1 : high * 0.04 - low * 0.04;
+  return [Math.max(low - margin, -LARGEST), Math.min(high + margin, LARGEST)];
+}
+
+function inRange(positive) {
+  return Math.min(LARGEST, Math.max(SMALLEST, positive));
 }
 
 /** Say whether values are better seen on a logarithmic axis: nearly all above 0, and wide. */

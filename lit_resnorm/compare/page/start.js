@@ -51,6 +51,7 @@ async function start() {
       complain(error);
     }
   }
+  performance.mark("ready");
   document.documentElement.dataset.ready = "true";
 }
 
