@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 Curves = Mapping[int, tuple[Sequence[float], Sequence[float]]]
 """By optimizer step: where the values stand across, and the values."""
 
+_THEORY: dict[str, Any] = {
+    "color": "black",
+    "linestyle": "--",
+    "linewidth": 1.2,
+    "label": "theory, random weights",
+}
+
 
 def by_depth(
     sites: Sequence[str],
@@ -19,6 +26,7 @@ def by_depth(
     *,
     quantity: str,
     title: str = "",
+    theory: Sequence[float] = (),
 ) -> Figure:
     """Return one picture of a quantity by depth: depth across, step as colour.
 
@@ -27,12 +35,16 @@ def by_depth(
         values: By optimizer step, one value a site; NaN leaves a gap.
         quantity: Label of the vertical axis, with its unit.
         title: Title of the figure.
+        theory: What random weights should give, one value a site.
     """
     places = range(len(sites))
     width = min(6.0 + 0.09 * len(sites), 14.0)
     figure, axes = _by_step(
         {step: (places, column) for step, column in values.items()}, width, marker="o"
     )
+    if theory:
+        axes.plot(places, theory, **_THEORY)
+        axes.legend(fontsize=7)
     stride = max(1, -(-len(sites) // 40))
     axes.set_xticks(
         places[::stride], sites[::stride], rotation=60, ha="right", fontsize=7
@@ -69,6 +81,7 @@ def growth(
     *,
     quantity: str,
     title: str = "",
+    theory: Sequence[tuple[float, float]] = (),
 ) -> Figure:
     """Return a positive quantity by depth twice: both axes log, and only its own.
 
@@ -78,6 +91,7 @@ def growth(
         curves: By optimizer step, depth and value of each place.
         quantity: Label of the vertical axis, with its unit.
         title: Title of the figure.
+        theory: What random weights should give, depth and value of each place.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -95,7 +109,10 @@ def growth(
     for axes in (power, exponential):
         axes.set(xlabel="layer")
         axes.grid(alpha=0.3)
-    if 1 < len(steps) <= 12:
+    if theory:
+        for axes in (power, exponential):
+            axes.plot(*zip(*theory, strict=True), **_THEORY)
+    if theory or 1 < len(steps) <= 12:
         exponential.legend(title="optimizer step", fontsize=7)
     figure.suptitle(title)
     return figure

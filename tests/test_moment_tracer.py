@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lit_resnorm.measures.moments import signal_and_noise
+from lit_resnorm.modules import LitBNResNet
 from lit_resnorm.nets import Style, stacked_net
 from lit_resnorm_callbacks import MomentTracer
 
@@ -205,3 +206,39 @@ def test_tokens_and_attention_are_measured():
     chi = [v for k, v in trainer.callback_metrics.items() if "/sensitivity/" in k]
     assert len(chi) > 3
     assert all(math.isfinite(v) for v in chi)
+
+
+def theory_and_measured(figure, panel=0):
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[panel].lines}
+    theory = lines.pop("theory, random weights")
+    (measured,) = lines.values()
+    return torch.as_tensor(theory), torch.as_tensor(measured)
+
+
+def test_figures_show_the_theory_of_a_variant_that_has_one():
+    L.seed_everything(0, verbose=False)
+    probe = MomentTracer(num_examples=64, batch=(torch.randn(64, 256),))
+    module = LitBNResNet(20, 256, (256,), 3)
+    quiet_trainer(callbacks=[probe]).validate(
+        module, DataLoader([(torch.randn(256), 0)], 1), verbose=False
+    )
+    figures = probe.figures()
+    # Both are asymptotic in depth: the first units are left out.
+    theory, measured = theory_and_measured(figures["moments/branch_share"])
+    torch.testing.assert_close(theory[5:], measured[5:], rtol=0.25, atol=0.0)
+    theory, measured = theory_and_measured(figures["moments/growth"])
+    assert theory.log()[-1] == pytest.approx(float(measured.log()[-1]), rel=0.25)
+    theory, measured = theory_and_measured(figures["moments/delta_phi"])
+    torch.testing.assert_close(theory, measured, rtol=0.05, atol=0.0)
+
+
+def test_figures_of_other_networks_show_no_theory():
+    probe = MomentTracer(num_examples=16)
+    quiet_trainer(callbacks=[probe]).validate(
+        FunctionalNet(), loaders()[1], verbose=False
+    )
+    labels = [
+        line.get_label() for f in probe.figures().values() for line in f.axes[0].lines
+    ]
+    assert labels
+    assert "theory, random weights" not in labels

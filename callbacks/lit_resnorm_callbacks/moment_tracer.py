@@ -117,11 +117,13 @@ class MomentTracer(Probe):
         self._flow: Flow | None = None
         self._verdict: Verdict | None = None
         self._depths: dict[str, int] = {}
+        self._theory: dict[str, Any] = {}
 
     def prepare(self, module: LightningModule, sites: tuple[Site, ...]) -> None:
         """Choose the sites; say so where there are none."""
         self._chosen = measured_sites(sites, self.sites)
         self._flow = None
+        self._theory = getattr(module, "depth_theory", {})
         if not self._chosen:
             rank_zero_info(
                 f"{self.name}: {type(module).__name__} has no activation, norm or"
@@ -172,8 +174,11 @@ class MomentTracer(Probe):
                 logger.log_verdict(f"{self.prefix}/pathology", word)
 
     def figures(self) -> dict[str, Figure]:
-        """Return one figure a quantity, and one of the growth of chi."""
-        figures = super().figures()
+        """Return one figure a quantity, and one of the growth of chi.
+
+        Theory is drawn where the module has `depth_theory` for the quantity.
+        """
+        figures = self._records.figures(self.prefix, self._theory)
         chi = self._records.by_site("sensitivity")
         curves = {
             step: [(depth, chi[site][step]) for site, depth in self._depths.items()]
@@ -182,7 +187,16 @@ class MomentTracer(Probe):
         }
         if len(self._depths) > 1 and curves:
             key = f"{self.prefix}/growth"
-            figures[key] = growth(curves, quantity="normalised sensitivity", title=key)
+            expected = self._theory.get("growth", [])
+            depths = [*self._depths.values()]
+            figures[key] = growth(
+                curves,
+                quantity="normalised sensitivity",
+                title=key,
+                theory=[*zip(depths, expected, strict=True)]
+                if len(expected) == len(depths)
+                else (),
+            )
         return figures
 
     def _tell_without_rule(self, profile: DepthProfile) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lit_resnorm.figures import by_depth, spectrum
@@ -83,12 +84,29 @@ class Records:
             )
         return tables
 
-    def figures(self, prefix: str) -> dict[str, Figure]:
-        """Return one figure a quantity: by depth, or by rank for a spectrum."""
+    def figures(
+        self, prefix: str, theory: Mapping[str, float | list[float]] | None = None
+    ) -> dict[str, Figure]:
+        """Return one figure a quantity: by depth, or by rank for a spectrum.
+
+        Args:
+            prefix: First part of the figures' names.
+            theory: By quantity what random weights should give: one value, or one a
+                site; left out where the sites are others.
+        """
         figures: dict[str, Figure] = {}
         for key, (sites, values) in self.depth_curves(prefix).items():
             quantity = key.removeprefix(f"{prefix}/")
-            figures[key] = by_depth(sites, values, quantity=quantity, title=key)
+            expected = (theory or {}).get(quantity, ())
+            if isinstance(expected, (int, float)):
+                expected = [expected] * len(sites)
+            figures[key] = by_depth(
+                sites,
+                values,
+                quantity=quantity,
+                title=key,
+                theory=expected if len(expected) == len(sites) else (),
+            )
         for key, spectra in self._spectra.items():
             name = f"{prefix}/{key}"
             figures[name] = spectrum(spectra, quantity=key, title=name)

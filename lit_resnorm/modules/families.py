@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_resnorm.modules.classifier import LitClassifier
+from lit_resnorm.modules.depth_theory import DepthTheory, stack_theory
 from lit_resnorm.nets import stacked_net
 from lit_resnorm.nets.layers import Style
 from lit_resnorm.nets.staged import staged_net
@@ -124,6 +125,15 @@ class LitStack(LitClassifier):
         )
         super().__init__(net, num_classes=classes, **kwargs)
         self.num_weight_layers = net.num_weight_layers
+        self.depth_theory: DepthTheory = {}
+        if not shared and correlation_length is None:
+            self.depth_theory = stack_theory(
+                style,
+                depth=depth,
+                residual=residual,
+                order=order,
+                layers_per_block=layers_per_block,
+            )
 
 
 class LitStaged(LitClassifier):
