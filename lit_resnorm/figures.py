@@ -95,6 +95,7 @@ def growth(
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     power, exponential = figure.subplots(1, 2, sharey=True)
@@ -106,6 +107,8 @@ def growth(
         for axes in (power, exponential):
             axes.plot(depth, value, color=shade, marker="o", markersize=3, label=step)
     power.set(xscale="log", yscale="log", ylabel=quantity)
+    # Less than a decade would get a label at every tick, one over the other.
+    power.xaxis.set_minor_formatter(NullFormatter())
     for axes in (power, exponential):
         axes.set(xlabel="layer")
         axes.grid(alpha=0.3)
