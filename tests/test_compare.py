@@ -235,6 +235,18 @@ def test_findings_name_the_pathology_with_its_numbers_and_paper(tmp_path):
     assert found[0]["severity"] == "bad"
 
 
+def test_a_network_that_learned_nothing_is_named(tmp_path):
+    rows = [{"step": 0, "moments/pathology": 2.0}, {"step": 9, "val/accuracy": 0.15}]
+    rows += [{"step": 9, "moments/pathology": 0.0}]
+    path = make_run(tmp_path / "a", rows) / "config.yaml"
+    path.write_text(path.read_text().replace("width: 8", "num_classes: 10"))
+    found = document(tmp_path)["findings"]
+    assert {one["severity"] for one in found} == {"bad"}
+    assert "validation accuracy 0.15, a guess 0.1" in found[0]["text"]
+    path.write_text(path.read_text().replace("num_classes: 10", "num_classes: 30"))
+    assert {one["severity"] for one in document(tmp_path)["findings"]} == {"warn"}
+
+
 def test_long_series_keep_their_ends_peaks_and_first_break():
     value = np.sin(np.arange(20_000) / 50)
     value[7_777], value[12_345], value[15_001] = 100.0, -100.0, math.inf

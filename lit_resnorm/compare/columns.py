@@ -167,4 +167,4 @@ def verdict(run: Recorded) -> str | None:
 
 def _trouble(run: Recorded) -> str | None:
     """Return how a run ended, unless it finished as it should or nobody knows."""
-    return run.status if run.status not in ("finished", "unknown") else None
+    return run.status if run.status not in ("finished", "") else None

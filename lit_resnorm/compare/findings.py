@@ -77,10 +77,31 @@ def _ending(run: Recorded) -> _Said:
         yield "bad", text, "training loss not finite"
 
 
+def _learning(run: Recorded) -> _Said:
+    accuracy = _poor_accuracy(run)
+    if accuracy is not None and run.status != "diverged":
+        guess = 1 / run.config["model.num_classes"]
+        text = (
+            f"learned little: validation accuracy {accuracy:.3g}, a guess {guess:.3g}"
+        )
+        yield "bad", text, "validation accuracy at the end"
+
+
+def _poor_accuracy(run: Recorded) -> float | None:
+    """Return the last validation accuracy where it is at most twice a guess's."""
+    classes = run.config.get("model.num_classes")
+    accuracy = stage_series(run, "val", "accuracy")
+    if not isinstance(classes, int) or accuracy is None or int(accuracy.step[-1]) == 0:
+        return None
+    last = float(accuracy.value[-1])
+    return last if classes > 2 and last <= 2 / classes else None
+
+
 def _pathology(run: Recorded) -> _Said:
     word = verdict(run)
     if word is None:
         return
+    poor = _poor_accuracy(run) is not None
     first, *_, last = [*word.split(" → ")] * 2
     removed = last == "none"
     later = "; training removed it" if removed else ""
@@ -96,13 +117,13 @@ def _pathology(run: Recorded) -> _Said:
             "signal pathology: examples collapse to a line with depth"
             f"{_rank(run, 0)}{later}; batch norm, or a smaller branch, prevents it"
         )
-        yield "warn" if removed else "bad", text, LABATIE
+        yield "warn" if removed and not poor else "bad", text, LABATIE
     else:
         text = (
             "noise pathology: noise grows exponentially over the signal"
             f"{_chi(run, 'log')}{later}; skip connections tame it to a power of depth"
         )
-        yield "warn" if removed else "bad", text, LABATIE
+        yield "warn" if removed and not poor else "bad", text, LABATIE
 
 
 def _rank(run: Recorded, place: int) -> str:
@@ -137,7 +158,8 @@ def _rate(run: Recorded) -> _Said:
         numbers = f": {_at(rate, step):.3g} against {_at(bound, step):.3g}"
     if ratio > 1:
         text = f"learning rate {ratio:.3g} times its bound at step {step}{numbers}"
-        yield "bad" if run.status == "diverged" else "warn", text, FURUSHO
+        bad = run.status == "diverged" or _poor_accuracy(run) is not None
+        yield "bad" if bad else "warn", text, FURUSHO
     elif not _is_saturated(run):
         text = f"learning rate below its bound throughout (at most {ratio:.3g} of it)"
         yield "good", text, FURUSHO
@@ -200,6 +222,7 @@ def _stability(run: Recorded) -> _Said:
 
 _JUDGES: tuple[Callable[[Recorded], _Said], ...] = (
     _ending,
+    _learning,
     _pathology,
     _rate,
     _curvature,

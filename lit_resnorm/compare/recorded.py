@@ -44,7 +44,8 @@ class Recorded:
         name: Name of the run.
         source: Where it was read, as the user can type it.
         kind: What it was read from.
-        status: `finished`, `diverged`, `interrupted` or `failed`.
+        status: `finished`, `diverged`, `interrupted` or `failed`; empty: not
+            recorded.
         config: Flat: dotted keys, scalars.
         verdicts: Words by key, as `moments/pathology`.
         seconds: Duration; None: not known.

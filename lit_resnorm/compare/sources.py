@@ -151,7 +151,7 @@ def _read(place: _Place) -> Recorded:
             name=name,
             source=str(place.path),
             kind="csv",
-            status="unknown",
+            status="",
             config=flat_config(read_hparams(place.path)),
         )
     else:
