@@ -14,6 +14,15 @@ from lit_resnorm.run_files import RUN_DIR
 PROGRAM = "lit-resnorm"
 SUCCESS, FAILURE, WRONG_USE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
+_OTHER_COMMANDS = """\
+Commands with options of their own (see each one's --help):
+  compare     runs side by side: a table, what is pathological, one HTML page
+  diagnose    a network before it is trained: will it train, and at what rate?
+  reproduce   figures and tables of papers, with verdicts
+
+Commands of LightningCLI:
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status.
@@ -60,6 +69,8 @@ def _run(args: list[str]) -> int:
         from lit_resnorm.papers.reproduce import reproduce
 
         return reproduce(args[1:])
+    if args[:1] in (["-h"], ["--help"]):
+        sys.stdout.write(_OTHER_COMMANDS)
     from lit_resnorm.cli_fit import ResNormCLI
 
     if args[:1] == ["diagnose"]:

@@ -467,6 +467,13 @@ def test_wrong_use_is_one_line_and_status_2(tmp_path, capsys, case):
     assert words in line
 
 
+def test_help_names_the_command(capsys):
+    assert main(["--help"]) == 0
+    assert "  compare  " in capsys.readouterr().out
+    assert main(["compare", "--help"]) == 0
+    assert "--workspace" in capsys.readouterr().out
+
+
 def test_compare_needs_neither_torch_nor_lightning(tmp_path):
     make_run(tmp_path / "a", losses(1.0))
     code = (

@@ -4,10 +4,12 @@ import math
 import warnings
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers.logger import DummyLogger
 from small import FunctionalNet, loaders, quiet_trainer, vectors
 from torch import nn
 from torch.nn import functional as F
@@ -368,3 +370,33 @@ def test_a_config_file_gives_functions_and_not_their_names():
     probe = parser.instantiate(parser.parse_args([f"--probe={path}"]))["probe"]
     assert probe.target_fn is targets_of
     assert probe.forward_fn is network_output
+
+
+class Histograms:
+    """What TensorBoard's writer offers of histograms, kept."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def add_histogram(self, key, values, global_step):
+        self.kept.setdefault(key, {})[global_step] = values
+
+
+class HistogramLogger(DummyLogger):
+    def __init__(self):
+        super().__init__()
+        self.histograms = Histograms()
+
+    @property
+    def experiment(self):
+        return self.histograms
+
+
+def test_the_spectrum_is_a_histogram_where_a_logger_takes_one():
+    logger = HistogramLogger()
+    fit(FIMEigenvalueProbe(cadence=2), logger=logger)
+    kept = logger.histograms.kept["histograms/fim/spectrum_log10"]
+    values, _ = fit(FIMEigenvalueProbe(cadence=2))
+    assert sorted(kept) == [0, 2, 4]
+    assert 10 ** kept[4].max() == pytest.approx(values["fim/lambda_max"], rel=1e-9)
+    assert np.isfinite(kept[0]).all()
