@@ -24,6 +24,9 @@ def test_runs_and_quantities_are_chosen_by_mouse(reader, folder):
     assert names(reader) == ["litvanillanet", "litresnetbn", "litbnfeedforward"]
     reader.find("#picker .items label").click()
     assert names(reader) == ["litresnetbn", "litbnfeedforward"]
+    reader.find("#picker .items label", 3).click()
+    assert names(reader) == ["litresnetbn"]
+    reader.find("#picker .items label", 3).click()
     reader.find(f"{TRAINING} select").click()
     reader.find(f"{TRAINING} option[value='fim/lambda_max']").click()
     assert names(reader) == ["litresnet", "litresnetbn"]
@@ -84,6 +87,8 @@ def test_arrow_keys_read_the_exact_values_of_a_chart(reader, folder):
     expected = curve["value"][curve["step"].index(40)]
     assert float(values(reader)["litresnetbn"]) == pytest.approx(expected, rel=1e-4)
     assert "step 40" in reader.texts("#spoken")[0]
+    reader.press("\ue012")  # Left
+    assert reading(reader) == "step 20"
     reader.press("\ue015", "\ue015")  # Down, Down
     assert reader.texts(f"{TRAINING} [aria-pressed=true]") == ["litresnetbn"]
     reader.press("\ue00c")  # Escape
@@ -95,9 +100,16 @@ def test_the_pointer_reads_the_nearest_step(reader, folder):
 
     reader.open(folder / "four.html")
     plot = reader.find(f"{TRAINING} .plot")
-    ActionChains(reader.driver).move_to_element(plot).perform()
-    step = int(reading(reader).removeprefix("step "))
-    assert step in range(160, 280, 20)
+    # pixels at which the axis starts and ends: its line, from the plot's left edge
+    axis = reader.run(
+        "return arguments[0].querySelector('.axis').getAttribute('d')", plot
+    )
+    start, _, end = (float(word.strip("M")) for word in axis.replace("H", " ").split())
+    for share in (0.3, 0.36, 0.92):
+        across = round(start + share * (end - start) - plot.rect["width"] / 2)
+        moves = ActionChains(reader.driver)
+        moves.move_to_element_with_offset(plot, across, 0).perform()
+        assert reading(reader) == f"step {20 * round(share * 21)}"
     assert reader.run("return document.querySelectorAll('.cursor circle').length") == 3
 
 
