@@ -89,6 +89,25 @@ def test_offline_runs_give_the_numbers_of_run_directories(trained, capsys):
     assert found[0]["depth"]["fim/lambda_max"]
 
 
+def test_a_run_resumed_from_an_earlier_checkpoint_is_the_same_in_w_and_b(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    keep = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_top_k=-1"]
+    assert main([*FIT, *keep, "--run", "r", "--trainer.max_epochs", "3"]) == 0
+    first = "runs/two/r/checkpoints/epoch=0-step=3.ckpt"
+    again = [*FIT, *keep, "--run", "r", "--ckpt_path", first]
+    assert main([*again, "--model.optimizer.lr", "0.03"]) == 0
+    wandb.teardown()
+    (run,), _ = read_runs(["runs/two/r"])
+    (recorded,), _ = read_runs(["runs/two/r/wandb"])
+    assert run.series["val/loss"].step.tolist() == [3, 6]
+    documents = [comparison_document([one]) for one in (run, recorded)]
+    for part in ("series", "table", "findings", "same"):
+        assert documents[0][part] == documents[1][part]
+    assert (recorded.status, recorded.seconds) == (run.status, run.seconds)
+
+
 def test_an_offline_run_in_its_run_directory_counts_once(trained):
     for words in ([trained], [trained / "good/wandb", trained]):
         runs, _ = read_runs(map(str, words))
