@@ -192,11 +192,14 @@ def many_seeds(variants=10, seeds=10, points=500, quantities=10):
         groups.append({"label": label, "runs": list(members)})
         for run in members:
             runs.append(_run(f"v{variant}-{run}", variant, label, run))
-            cells.append({"acc": 0.5 + 0.04 * variant + 0.001 * (run % seeds)})
+            accuracy = 0.5 + 0.04 * variant + 0.001 * (run % seeds)
+            cells.append({"variant": f"Variant{variant}", "lr": 0.1, "acc": accuracy})
         accuracies = [cells[run]["acc"] for run in members]
         mean = sum(accuracies) / seeds
         spread = (sum((a - mean) ** 2 for a in accuracies) / (seeds - 1)) ** 0.5
-        group_cells.append({"acc": {"mean": mean, "std": spread, "count": seeds}})
+        rate = {"mean": 0.1, "std": 0.0, "count": seeds}
+        accuracy = {"mean": mean, "std": spread, "count": seeds}
+        group_cells.append({"variant": None, "lr": rate, "acc": accuracy})
     steps = [10 * k for k in range(points)]
     series, group_series = {}, {}
     for quantity in range(quantities):
@@ -224,7 +227,11 @@ def many_seeds(variants=10, seeds=10, points=500, quantities=10):
         "differences": [{"key": "seed", "values": list(range(len(runs)))}],
         "runs": runs,
         "groups": groups,
-        "columns": [{"key": "acc", "title": "accuracy", "better": "high", "digits": 4}],
+        "columns": [
+            {"key": "variant", "title": "variant", "better": None},
+            {"key": "lr", "title": "lr", "better": None, "digits": 4},
+            {"key": "acc", "title": "accuracy", "better": "high", "digits": 4},
+        ],
         "table": {"runs": cells, "groups": group_cells},
         "series": series,
         "group_series": group_series,

@@ -163,6 +163,9 @@ def test_groups_show_mean_spread_and_count_and_unfold(reader, folder):
     assert set(names(reader)) == {"Variant0, depth 10", "Variant1, depth 10"}
     assert all(value.endswith("(3)") for value in values(reader).values())
     assert reader.run("return document.querySelectorAll('.band').length") == 8
+    cells = reader.texts(".results tr.group td")
+    assert cells[:3] == ["Variant0", "0.1", "0.501 \u00b1 0.001 (3)"]
+    assert cells[3:] == ["Variant1", "0.1", "\u2605 best: 0.541 \u00b1 0.001 (3)"]
     assert len(reader.texts(".results tr.inner")) == 6
     reader.find(".fold").click()
     assert len(reader.texts(".results tr.inner")) == 3

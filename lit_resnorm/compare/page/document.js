@@ -51,7 +51,10 @@ function complete(raw) {
     }),
   );
   const table = raw.table || {};
+  const isText = ({ key }) =>
+    (table.runs || []).some((cells) => typeof cells?.[key] === "string" && !isBroken(cells[key]));
   return {
+    textColumns: new Set((raw.columns || []).filter(isText).map((column) => column.key)),
     title: String(raw.title ?? "Comparison of runs"),
     made: raw.made,
     version: raw.version,

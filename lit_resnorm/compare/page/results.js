@@ -46,8 +46,7 @@ function sortHead({ key, title, better }, comparison, choice) {
   const aim = { high: "higher is better", low: "lower is better" }[better];
   if (aim) button.append(hidden(`, ${aim}`));
   if (key && title !== key) button.title = aim ? `${key}, ${aim}` : key;
-  const cells = comparison.runCells.map((row) => sortValue(row?.[key]));
-  const isText = !key || cells.some((value) => typeof value === "string");
+  const isText = !key || comparison.textColumns.has(key);
   // the arrow stands on the side where it moves no number off its column
   button.prepend(...(isText ? [title, arrow] : [arrow, title]));
   const cell = html("th", { scope: "col", class: isText ? "text" : null }, button);
@@ -124,7 +123,8 @@ function resultRows(comparison, choice, best, unfolded, fill) {
     const fold = foldButton(group, unfolded, fill);
     const title = [fold, drawnSwatch(choice, "groups", group), group.label];
     const cells = groupCells[group.index];
-    const row = resultRow(comparison, cells, group.index, best, spreadText, title);
+    const text = (cell, digits, key) => groupText(comparison, group, key, cell, digits);
+    const row = resultRow(comparison, cells, group.index, best, text, title);
     row.classList.add("group");
     if (!unfolded.has(group.index)) return [row];
     const runs = group.runs.map((run) => comparison.runs[run]).filter(Boolean);
@@ -139,11 +139,20 @@ function drawnSwatch(choice, kind, item) {
   return html("span", { class: "holder" }, swatch(place >= 0 ? lookAt(place) : null));
 }
 
+/** Return what stands in a group's cell: of texts and settings those of its runs. */
+function groupText({ runCells }, group, key, cell, digits) {
+  const own = group.runs.map((run) => runCells[run]?.[key] ?? null);
+  const isSetting = !key.includes("/") && own.every((value) => value === own[0]);
+  const isText = own.some((value) => typeof value === "string" && !isBroken(value));
+  if (!isSetting && !isText) return spreadText(cell, digits);
+  return [...new Set(own.map((value) => cellText(value, digits)))].join(", ");
+}
+
 function resultRow(comparison, cells, index, best, text, title) {
   const row = html("tr", {}, html("th", { scope: "row", class: "sticky" }, ...title));
   for (const { key, digits } of comparison.columns) {
-    const isText = typeof sortValue(cells?.[key]) === "string";
-    const words = text(cells?.[key], digits || 4);
+    const isText = comparison.textColumns.has(key);
+    const words = text(cells?.[key], digits || 4, key);
     const cell = html("td", { class: isText ? "text" : null }, words);
     if (best?.get(key)?.has(index)) {
       cell.classList.add("best");

@@ -29,7 +29,7 @@ function showSettings(comparison) {
   );
   const table = html("table", { class: "left" }, html("tbody", {}, ...rows));
   const box = scrolled(`Settings${where}`, table);
-  section.append(html("details", { open: !differences.length }, summary, box));
+  section.append(html("details", {}, summary, box));
 }
 
 function rowHead(text, className) {
