@@ -14,6 +14,7 @@ from lit_resnorm.diagnose.trends import (
     COLLAPSED,
     DEAD,
     FAR,
+    TELLING,
     Trend,
     kept_apart,
     main_line,
@@ -111,7 +112,7 @@ def _signal_or_noise(judged: Judged) -> list[Finding]:
     }
     most, end = kept_apart(judged.rows)
     evidence |= {"separation_largest": most, "separation_at_end": end}
-    collapsed = end <= COLLAPSED * most
+    collapsed = verdict.num_layers >= TELLING and end <= COLLAPSED * most
     if verdict.pathology == "signal" or (collapsed and verdict.pathology != "snr"):
         words = (
             "signal pathology: the examples collapse to a line; the share of their"
