@@ -1,5 +1,6 @@
 """`lit-resnorm compare` on run directories and logs of other projects."""
 
+import io
 import json
 import math
 import shutil
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 import yaml
 from lightning.pytorch.loggers import CSVLogger
+from rich.console import Console
 from small import FunctionalNet, loaders, quiet_trainer
 
 from lit_resnorm.cli import main
 from lit_resnorm.compare import comparison_document, read_runs
 from lit_resnorm.compare.config import flat_config
 from lit_resnorm.compare.recorded import Series
+from lit_resnorm.compare.table import print_comparison
 from lit_resnorm.compare.thinning import kept_places
 
 SITES = ("001.net.a", "002.net.b", "010.net.c")
@@ -135,6 +138,7 @@ def test_any_config_key_groups_flat_or_nested(tmp_path):
         assert len(document(tmp_path, by=[key])["groups"]) == 2
     (group,) = document(tmp_path, by=["model.activation"])["groups"]
     assert (group["key"], group["runs"]) == ({"model.activation": "relu"}, [0, 1])
+    assert group["label"] == "model.activation relu"
 
 
 def test_runs_that_differ_in_the_network_are_not_averaged_unasked(tmp_path):
@@ -437,6 +441,34 @@ def test_groups_print_mean_and_spread(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "0.2 ± 0.14" in printed
     assert not (tmp_path / "compare.html").exists()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_cell_is_cut_in_a_narrow_terminal(tmp_path, width):
+    rows = [{"step": 0, "val/accuracy": 0.1234, "val/loss": 1.111, "fim/rate": 1.0}]
+    rows += [{"step": 0, "fim/lambda_max": 2.222, "fim/rate_bound": 3.333}]
+    rows += [{"step": 0, "moments/power_exponent": 4.444, "moments/pathology": 2.0}]
+    rows += [{"step": 5, "generalization_gap": 5.555, "moments/pathology": 0.0}]
+    make_run(tmp_path / "a_run_of_some_length", rows)
+    console = Console(width=width, file=io.StringIO())
+    print_comparison(document(tmp_path), console)
+    printed = console.file.getvalue()
+    cells = ("LitResNet", "0.1234", "1.111", "2.222", "3.333", "4.444", "5.555")
+    for cell in (*cells, "noise → none", "sensitivity", "accuracy", "exponent"):
+        assert cell in printed
+    assert max(map(len, printed.splitlines())) <= width
+
+
+def test_of_many_findings_the_worst_are_printed(tmp_path, capsys):
+    for seed in range(30):
+        rows = [{"step": 0, "fim/rate_ratio": 0.5, "moments/pathology": 0.0}]
+        make_run(tmp_path / "all" / f"good{seed}", rows, seed=seed)
+    make_run(tmp_path / "all" / "last", losses("NaN"), status="diverged")
+    assert main(["compare", "all", "--out", "", "--json", "c.json"]) == 0
+    printed = capsys.readouterr().out
+    assert "last: Diverged" in printed
+    assert "and 21 more findings" in printed
+    assert len(json.loads((tmp_path / "c.json").read_text())["findings"]) == 61
 
 
 def test_nothing_to_compare_is_one_line_and_status_1(tmp_path, capsys):

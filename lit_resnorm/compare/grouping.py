@@ -136,7 +136,8 @@ def _label(
             parts.append(str(values[index]))
         elif index in telling and values[index] is not None:
             parts.append(f"{key.removeprefix('model.')} {values[index]}")
-    return ", ".join(parts) or first.name
+    alike = [f"{k} {v}" for k, v in zip(keys, values, strict=False) if v is not None]
+    return ", ".join(parts or alike)
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,6 +18,10 @@ _MARKS = {"bad": "✗", "warn": "!", "good": "✓", "info": "·"}
 _NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _FEW = 8
 """Different values of a key that are listed; of more, how many there are."""
+_NAME = 40
+"""Width of names; longer ones take more lines."""
+_MOST = 40
+"""Findings that are printed, the worst; the page and the JSON have all."""
 
 
 def print_comparison(document: Mapping[str, Any], console: Console) -> None:
@@ -24,9 +31,11 @@ def print_comparison(document: Mapping[str, Any], console: Console) -> None:
         console.print(line, style="yellow", markup=False, highlight=False)
     _print_differences(document, console)
     averaged = any(len(group["runs"]) > 1 for group in document["groups"])
-    table = _groups_table(document) if averaged else _runs_table(document)
-    console.print(table)
-    for finding in document["findings"]:
+    name, columns = _groups_columns(document) if averaged else _runs_columns(document)
+    for table in _tables(name, columns, console.width):
+        console.print(table)
+    findings = document["findings"]
+    for finding in findings[:_MOST]:
         style = _STYLES[finding["severity"]]
         mark = f"[{style}]{_MARKS[finding['severity']]}[/]"
         place = finding["run"]
@@ -35,6 +44,8 @@ def print_comparison(document: Mapping[str, Any], console: Console) -> None:
         if finding["source"]:
             line += f" [dim]({escape(finding['source'])})[/]"
         console.print(line, highlight=False)
+    if len(findings) > _MOST:
+        console.print(f"and {len(findings) - _MOST} more findings", highlight=False)
 
 
 def _print_differences(document: Mapping[str, Any], console: Console) -> None:
@@ -57,48 +68,80 @@ def _word(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _runs_table(document: Mapping[str, Any]) -> Table:
-    columns = document["columns"]
-    table = _table(("run",), columns, document["table"]["runs"])
-    for run, cells in zip(document["runs"], document["table"]["runs"], strict=True):
-        row = [shown(cells[column["key"]], column["digits"]) for column in columns]
-        table.add_row(escape(run["name"]), *map(escape, row))
-    return table
+@dataclass(frozen=True)
+class _Printed:
+    """A column as it is printed."""
+
+    title: str
+    cells: list[str]
+    is_text: bool = True
+
+    @property
+    def width(self) -> int:
+        """Of its longest cell, and the longest word of its title."""
+        words = [*self.cells, *self.title.split()]
+        return max(cell_len(word) for word in words)
 
 
-def _groups_table(document: Mapping[str, Any]) -> Table:
-    """Return a row a group: mean ± standard deviation; texts where all runs agree."""
-    columns = document["columns"]
+def _runs_columns(document: Mapping[str, Any]) -> tuple[_Printed, list[_Printed]]:
+    """Return the names, and a column each."""
     rows = document["table"]["runs"]
-    table = _table(("group", "runs"), columns, rows)
-    pairs = zip(document["groups"], document["table"]["groups"], strict=True)
-    for group, cells in pairs:
-        row = []
-        for column in columns:
-            words = dict.fromkeys(rows[place][column["key"]] for place in group["runs"])
-            if column["key"] in cells:
-                row.append(_spread(cells[column["key"]], column["digits"]))
+    columns = [
+        _Printed(
+            column["title"],
+            [shown(row[column["key"]], column["digits"]) for row in rows],
+            _is_text(column, rows),
+        )
+        for column in document["columns"]
+    ]
+    return _Printed("run", [run["name"] for run in document["runs"]]), columns
+
+
+def _groups_columns(document: Mapping[str, Any]) -> tuple[_Printed, list[_Printed]]:
+    """Return labels, and mean ± standard deviation; texts as far as runs agree."""
+    rows, groups = document["table"]["runs"], document["groups"]
+    columns = [
+        _Printed("runs", [str(len(group["runs"])) for group in groups], is_text=False)
+    ]
+    for column in document["columns"]:
+        key, printed = column["key"], []
+        pairs = zip(groups, document["table"]["groups"], strict=True)
+        for group, cells in pairs:
+            if key in cells:
+                printed.append(_spread(cells[key], column["digits"]))
             else:
-                row.append(", ".join(_word(word) for word in words))
-        number = str(len(group["runs"]))
-        table.add_row(escape(group["label"]), number, *map(escape, row))
-    return table
+                words = dict.fromkeys(_word(rows[run][key]) for run in group["runs"])
+                printed.append(", ".join(words) if [*words] != ["-"] else "")
+        columns.append(_Printed(column["title"], printed, _is_text(column, rows)))
+    return _Printed("group", [group["label"] for group in groups]), columns
 
 
-def _table(
-    first: Sequence[str],
-    columns: Sequence[Mapping[str, Any]],
-    rows: Sequence[Mapping[str, Any]],
-) -> Table:
-    table = Table()
-    for title in first:
-        table.add_column(title, overflow="fold")
-    for column in columns:
-        cells = [row[column["key"]] for row in rows]
-        text = any(isinstance(cell, str) and cell not in _NUMBERS for cell in cells)
-        justify = "left" if text else "right"
-        table.add_column(escape(column["title"]), justify=justify, overflow="fold")
-    return table
+def _is_text(column: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
+    cells = [row[column["key"]] for row in rows]
+    return any(isinstance(cell, str) and cell not in _NUMBERS for cell in cells)
+
+
+def _tables(name: _Printed, columns: Sequence[_Printed], width: int) -> Iterator[Table]:
+    """Yield as many tables below each other as whole cells need."""
+    rest = list(columns)
+    while rest:
+        taken = [rest.pop(0)]
+        # a space at both edges, three between columns
+        used = 2 + min(name.width, _NAME) + 3 + taken[0].width
+        while rest and used + 3 + rest[0].width <= width:
+            used += 3 + rest[0].width
+            taken.append(rest.pop(0))
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+        table.add_column(name.title, overflow="fold", max_width=_NAME)
+        for column in taken:
+            table.add_column(
+                escape(column.title),
+                justify="left" if column.is_text else "right",
+                min_width=column.width,
+            )
+        for row in zip(name.cells, *(column.cells for column in taken), strict=True):
+            table.add_row(*map(escape, row))
+        yield table
 
 
 def _spread(cell: Mapping[str, Any], digits: int) -> str:
