@@ -119,6 +119,20 @@ def test_loggers_that_leave_no_log_to_read_are_refused_at_set_up():
         fit(RunReport(), Elsewhere())
 
 
+def test_a_run_that_never_began_leaves_no_page_and_no_complaint(tmp_path, recwarn):
+    class Refuses(L.Callback):
+        def on_fit_start(self, *_):
+            raise ValueError("it can't be measured")
+
+    trainer = quiet_trainer(
+        callbacks=[RunReport(), Refuses()], logger=RunHistory(tmp_path), max_epochs=1
+    )
+    with pytest.raises(ValueError, match="it can't be measured"):
+        trainer.fit(FunctionalNet(), *loaders())
+    assert not (tmp_path / "report.html").exists()
+    assert not [one for one in recwarn if "RunReport" in str(one.message)]
+
+
 def test_nothing_is_written_under_fast_dev_run_or_without_a_logger(
     tmp_path, monkeypatch
 ):

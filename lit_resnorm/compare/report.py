@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from lit_resnorm.run_files import HISTORY
 from lit_resnorm.runs import RunHistory
 
 REPORT = "report.html"
@@ -75,9 +76,10 @@ class RunReport(Callback):
         self._write_csv(trainer)
 
     def _write_history(self) -> None:
-        # a run of another kind, as `predict`, leaves the page as it is
-        if self._history is not None:
-            self._write(self._history.path)
+        history = self._history
+        # `predict` leaves the page as it is, and a run that never began has none
+        if history is not None and (history.path / HISTORY).is_file():
+            self._write(history.path)
 
     def _write_csv(self, trainer: Trainer) -> None:
         if self._csv is None or self._history is not None or not trainer.is_global_zero:
