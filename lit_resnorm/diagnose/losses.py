@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_resnorm.measures.fisher.heads import check_output
 from lit_resnorm_callbacks.fim_eigenvalues import distribution_of, targets_of
 
 LossFn = Callable[[Any, Any], Tensor]
@@ -78,9 +79,11 @@ def loss_of(
         loss_fn: Takes output and target.
 
     Raises:
-        ValueError: If the module has a loss that tells no distribution, and none is
-            given.
+        ValueError: If `distribution` is none of these, or the module has a loss that
+            tells none and none is given.
     """
+    if distribution != "auto":
+        check_output(distribution)
     if not isinstance(output, Tensor) or not output.is_floating_point():
         found = type(output).__name__
         words = f"the output is a {found}, no tensor of logits or predictions"

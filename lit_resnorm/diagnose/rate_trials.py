@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -69,9 +69,8 @@ def tried_rates(
             progress=told,
         )
     if check_rate:
-        own = descent if descent.binding else replace(descent, optimizer=None)
         mode, bound = _train_bound(
-            module, batch, loss, own, curvature, rehearsal, forward
+            module, batch, loss, descent, curvature, rehearsal, forward
         )
         stable = stable_rates(trials, bound, mode, progress=told)
     return Tried(trial, stable)

@@ -98,8 +98,9 @@ class Trial:
         rate: The learning rate.
         in_bounds: The rate over the bound of the measured curvature.
         first: Loss before the first step.
-        last: Mean loss over the last steps.
-        stable: Whether all losses were finite, and the last is no more than the first.
+        last: Mean loss over the last steps; of one that diverged, its largest.
+        stable: Whether no loss went beyond 1000 times the first, or 1000, and the last
+            is no more than the first.
     """
 
     rate: float

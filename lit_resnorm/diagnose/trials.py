@@ -137,12 +137,13 @@ class Trials:
             if name not in trained
         }
         momenta: dict[str, Tensor] = {}
+        going_K = torch.ones(num, dtype=torch.bool, device=device)
         rows = []
         for step in range(num_steps + 1):
             losses_K = self._mean_losses(weights, others, num)
             rows.append(losses_K.detach())
             tell(step)
-            going_K = losses_K <= _TOO_LARGE * rows[0].clamp_min(1.0)
+            going_K &= losses_K <= _TOO_LARGE * rows[0].clamp_min(1.0)
             if step == num_steps or not bool(going_K.any()):
                 break
             grads = torch.autograd.grad(
@@ -226,9 +227,14 @@ def stable_rates(
 
 def _trial(rate: float, in_bounds: float, losses: list[float]) -> Trial:
     first, tail = losses[0], losses[-_LAST:]
+    # a net that exploded may come back dead, at the loss of a constant output
+    far = not max(losses) <= _TOO_LARGE * max(first, 1.0)
     finite = all(math.isfinite(loss) for loss in losses)
-    last = sum(tail) / len(tail) if finite else losses[-1]
-    return Trial(rate, in_bounds, first, last, finite and last <= first)
+    if far or not finite:
+        worst = math.nan if any(math.isnan(loss) for loss in losses) else max(losses)
+        return Trial(rate, in_bounds, first, worst, stable=False)
+    last = sum(tail) / len(tail)
+    return Trial(rate, in_bounds, first, last, stable=last <= first)
 
 
 def _stack(value: Tensor, num: int) -> Tensor:
