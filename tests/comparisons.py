@@ -138,18 +138,6 @@ def four_variants():
             ],
             "activation/dead": [_by_depth(2, 0.02, 1.01), _by_depth(0, 0.01, 1.1)],
         },
-        "spectra": {
-            "fim/spectrum": [
-                {
-                    "run": run,
-                    "steps": [0, 420],
-                    "values": [
-                        [scale * k**-1.2 for k in range(1, 400)] for scale in (90.0, 30)
-                    ],
-                }
-                for run in (0, 2)
-            ]
-        },
         "findings": [
             {"run": run, "severity": severity, "text": text, "source": source}
             for run, severity, text, source in FINDINGS
@@ -175,6 +163,12 @@ def _series():
             _curve(2, 0.1, 0.9812, 0.02),
             _curve(3, 0.1, 0.6233, 0.006),
         ],
+        **{
+            f"fim/top/{rank:02d}": [
+                _curve(run, 90.0 / rank, 30.0 / rank, 0.01) for run in (0, 2)
+            ]
+            for rank in range(1, 11)
+        },
         "fim/lambda_max": [
             _curve(0, 210.0, 12.0, 0.01),
             _curve(1, 840.0, 2500.0, 0.01),

@@ -158,6 +158,16 @@ def test_the_slider_of_steps_moves_the_curves_by_depth(reader, folder):
     assert "litvanillanet, step 420" in names(reader, DEPTH)
 
 
+def test_the_largest_eigenvalues_make_a_spectrum(reader, folder):
+    reader.open(folder / "four.html")
+    panel = "#spectra .panel"
+    assert names(reader, panel) == ["litvanillanet", "litresnetbn"]
+    reader.find(f"{panel} [aria-expanded]").click()
+    ranks = reader.texts(f"{panel} tbody tr")
+    assert len(ranks) == 10
+    assert ranks[1] == "rank 2" + 2 * "45"
+
+
 def test_groups_show_mean_spread_and_count_and_unfold(reader, folder):
     reader.open(folder / "few.html")
     assert set(names(reader)) == {"Variant0, depth 10", "Variant1, depth 10"}

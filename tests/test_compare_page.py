@@ -67,7 +67,7 @@ def test_the_document_comes_back_out_of_the_page(tmp_path):
     document = four_variants()
     write_page(document, path)
     read = Page(path.read_text(encoding="utf-8")).document
-    for key in set(document) - {"series", "depth", "spectra"}:
+    for key in set(document) - {"series", "depth"}:
         assert read[key] == document[key]
     for key, curves in document["series"].items():
         for written, curve in zip(read["series"][key], curves, strict=True):

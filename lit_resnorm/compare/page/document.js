@@ -31,6 +31,33 @@ async function readDocument() {
   return new Response(unpacked).json();
 }
 
+/** Return spectra made of the series of their largest values, as `fim/top/01`. */
+function rankedSeries(series) {
+  const spectra = {};
+  for (const key of Object.keys(series).sort()) {
+    const match = /^(.+\/top)\/(\d+)$/.exec(key);
+    if (!match) continue;
+    const runs = (spectra[match[1]] ||= new Map());
+    for (const { run, step, value } of series[key]) {
+      if (!runs.has(run)) runs.set(run, new Map(step.map((one) => [one, []])));
+      step.forEach((one, index) => {
+        const values = runs.get(run).get(one);
+        if (values) values[Number(match[2]) - 1] = value[index];
+      });
+    }
+  }
+  const records = (runs) =>
+    [...runs].map(([run, byStep]) => ({
+      run,
+      steps: [...byStep.keys()],
+      // Array.from fills the gaps that a rank without a value leaves
+      values: [...byStep.values()].map((row) => Array.from(row, (one) => one ?? null)),
+    }));
+  return Object.fromEntries(
+    Object.entries(spectra).map(([key, runs]) => [key, records(runs)]),
+  );
+}
+
 /** Return the document with every part that the page uses. */
 function complete(raw) {
   const runs = (raw.runs || []).map((run, index) => ({
@@ -72,7 +99,7 @@ function complete(raw) {
     series: raw.series || {},
     groupSeries: raw.group_series || {},
     depth: raw.depth || {},
-    spectra: raw.spectra || {},
+    spectra: { ...rankedSeries(raw.series || {}), ...raw.spectra },
     findings: raw.findings || [],
   };
 }
