@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class ResNormCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         self.run_dir: Path | None = None
+        # Of Lightning's own doing: it says nothing to those who start a run.
+        warnings.filterwarnings("ignore", message=r".*LeafSpec\)?` is deprecated")
         super().__init__(
             LightningModule,
             LightningDataModule,
