@@ -22,7 +22,8 @@ def reader(tmp_path_factory):
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A folder of comparison pages."""
-    from comparisons import four_variants, hostile, many_seeds
+    from comparisons import four_variants, hostile
+    from many_runs import many_seeds
 
     from lit_resnorm.compare.page import write_page
 

@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 from importlib import resources
 
 import pytest
-from comparisons import four_variants, hostile, many_seeds
+from comparisons import four_variants, hostile
+from many_runs import many_seeds
 
 from lit_resnorm.compare.page import page_text, write_page
 from lit_resnorm.compare.page.writing import SCRIPTS
