@@ -78,8 +78,8 @@ function complete(raw) {
     }),
   );
   const table = raw.table || {};
-  const isText = ({ key }) =>
-    (table.runs || []).some((cells) => typeof cells?.[key] === "string" && !isBroken(cells[key]));
+  const isWord = (cell) => typeof cell === "string" && !isBroken(cell);
+  const isText = ({ key }) => (table.runs || []).some((cells) => isWord(cells?.[key]));
   return {
     textColumns: new Set((raw.columns || []).filter(isText).map((column) => column.key)),
     title: String(raw.title ?? "Comparison of runs"),

@@ -44,7 +44,8 @@ class Panel {
       "select",
       {
         "aria-label": "Quantity",
-        change: () => change((one) => Object.assign(one, { key: this.select.value, y: "auto" })),
+        change: () =>
+          change((one) => Object.assign(one, { key: this.select.value, y: "auto" })),
       },
       ...grouped(keys),
     );
