@@ -146,7 +146,7 @@ def test_results_are_sorted_by_mouse_and_by_keyboard(reader, folder):
 
 def test_the_slider_of_steps_moves_the_curves_by_depth(reader, folder):
     reader.open(folder / "four.html")
-    assert reader.texts("#depth output") == ["0 (initialisation)"]
+    assert reader.texts("#depth .slider b") == ["0 (initialisation)"]
     at_the_start = values(reader, DEPTH)
     slider = reader.find("#depth input[type=range]")
     slider.send_keys("\ue010")  # End

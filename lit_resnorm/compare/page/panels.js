@@ -13,7 +13,9 @@ function showSection(comparison, choice, name) {
   const section = opened(name);
   const controls = name === "training" ? null : stepControls(comparison, choice, name);
   const grid = html("div", { class: "grid-of-charts" });
+  const where = section.querySelector("h2").textContent.toLowerCase();
   const add = html("button", { type: "button", class: "add" }, "Add a chart");
+  add.setAttribute("aria-description", where);
   add.addEventListener("click", () => {
     const used = choice[name].map((chart) => chart.key);
     const key = keys.find((one) => !used.includes(one)) ?? keys[0];
@@ -89,6 +91,8 @@ class Panel {
     this.logX.box.checked = model.xKind !== "linear";
     this.logY.box.checked = model.yKind === "log";
     this.element.dataset.title = chart.key;
+    this.element.setAttribute("aria-label", `Chart of ${chart.key}`);
+    this.chart.tableButton.setAttribute("aria-description", chart.key);
     this.remove.setAttribute("aria-label", `Remove the chart of ${chart.key}`);
     const seen = JSON.stringify([chart, this.choice.show, this.choice.drawn]);
     const { comparison, choice, section } = this;
@@ -167,14 +171,15 @@ function titleAcross(section, asShare, isThinned) {
 /** Return the slider of steps and, by depth, what stands across. */
 function stepControls(comparison, choice, part) {
   const id = freshId("slider");
-  const shownStep = html("output", { for: id });
+  const shownStep = html("b", { "aria-hidden": "true" });
   let steps = [];
   const move = () => {
     const place = Number(slider.value);
     choice.change((c) => (c.at = place === 0 ? null : steps[place]));
   };
   const slider = html("input", { type: "range", id, min: "0", step: "1", input: move });
-  const label = html("label", { class: "slider" }, "Measured at step ", shownStep, slider);
+  const words = html("label", { for: id }, "Measured at step");
+  const label = html("span", { class: "slider" }, words, shownStep, slider);
   const several = checkbox("several steps", {
     change: () => choice.change((c) => (c.several = several.box.checked)),
   });
