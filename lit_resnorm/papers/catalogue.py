@@ -24,6 +24,7 @@ from lit_resnorm.papers.labatie2019 import fig3 as labatie_fig3
 from lit_resnorm.papers.labatie2019 import fig4 as labatie_fig4
 from lit_resnorm.papers.labatie2019 import fig5 as labatie_fig5
 from lit_resnorm.papers.labatie2019 import nobn
+from lit_resnorm.papers.labatie2019.convolutional import CONVOLUTIONAL
 
 __all__ = ["all_items"]
 
@@ -49,6 +50,7 @@ def all_items() -> dict[str, Item]:
         labatie_fig3.FIG3,
         labatie_fig4.FIG4,
         labatie_fig5.FIG5,
+        *CONVOLUTIONAL,
         nobn.NOBN,
     )
     return {item.name: item for item in items}

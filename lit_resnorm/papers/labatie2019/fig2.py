@@ -25,7 +25,7 @@ from lit_resnorm.papers.labatie2019.propagation import (
     SOURCE,
     block_index,
     images,
-    seeded,
+    random_net,
     sites_of,
 )
 from lit_resnorm.papers.summaries import curve, where
@@ -48,17 +48,11 @@ def run(settings: Settings, cell: Cell, seed: int) -> list[Row]:
     rows = []
     flow = None
     place = device(settings)
+    shape = {**settings, "depth": max(settings["layers"])}
     sites = sites_of((layer - 1 for layer in settings["layers"]), "act1")
     for draw in range(cell["first"], cell["first"] + settings["chunk"]):
         x = images(settings, draw, seed).to(place)
-        seeded(draw, seed)
-        module = LitVanillaNet(
-            max(settings["layers"]),
-            settings["width"],
-            tuple(x.shape[1:]),
-            kernel_size=settings["kernel_size"],
-            boundary="periodic",
-        ).to(place)
+        module = random_net(LitVanillaNet, shape, draw, seed).to(place)
         flow = flow_between_sites(module, x, sites=sites)
         found = signal_and_noise(module, x, sites=flow, seed=draw, effective_rank=False)
         start = found.sites[0]

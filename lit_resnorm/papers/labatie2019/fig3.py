@@ -11,9 +11,9 @@ from lit_resnorm.papers.item import Cell, Check, Item, Row, Settings, grid
 from lit_resnorm.papers.labatie2019.propagation import (
     SOURCE,
     block_index,
-    images,
+    kind_of,
     profile,
-    seeded,
+    random_net,
     sites_of,
     stored_value,
 )
@@ -42,16 +42,9 @@ GROWTHS = {
 
 
 def run(settings: Settings, cell: Cell, seed: int) -> list[Row]:
-    """Return rank and growth of the sensitivity by layer in one random net."""
+    """Return rank, sensitivity and its growth by layer in one random net."""
     draw = cell["draw"]
-    seeded(draw, seed)
-    module = LitVanillaNet(
-        settings["depth"],
-        settings["width"],
-        tuple(images(settings, draw, seed).shape[1:]),
-        kernel_size=settings["kernel_size"],
-        boundary="periodic",
-    )
+    module = random_net(LitVanillaNet, settings, draw, seed)
     layers = settings["layers"]
     blocks = {layer - 1 for layer in layers} | {layer - 2 for layer in layers} - {-1}
     found = profile(settings, module, draw, seed, sites=sites_of(blocks, "act1"))
@@ -60,6 +53,7 @@ def run(settings: Settings, cell: Cell, seed: int) -> list[Row]:
             "layer": block_index(site.name) + 1,
             "rank": float(site.effective_rank),
             "growth": float(site.delta),
+            "log_chi": float(site.log_sensitivity),
         }
         for site in found.sites[1:]
         if block_index(site.name) + 1 in layers
@@ -87,8 +81,8 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
     drawing, axes = panels(
         1,
         2,
-        title=f"ReLU nets of width {settings['width']} without norms collapse "
-        f"({settings['draws']} draws: mean, 1 sd)",
+        title=f"ReLU nets, {kind_of(settings)}width {settings['width']}, without norms "
+        f"collapse ({settings['draws']} draws: mean, 1 sd)",
         size=(8.8, 4.2),
     )
     names = (("rank", RANKS), ("growth", GROWTHS))
@@ -104,14 +98,15 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
             capsize=2,
             label="measured",
         )
-        one.plot(
-            list(stored),
-            [value for value, _ in stored.values()],
-            "x",
-            color="black",
-            markersize=7,
-            label="author's stored data, CIFAR-10 (paper)",
-        )
+        if settings["kernel_size"] is None:
+            one.plot(
+                list(stored),
+                [value for value, _ in stored.values()],
+                "x",
+                color="black",
+                markersize=7,
+                label="author's stored data, CIFAR-10 (paper)",
+            )
         one.axhline(1, color="0.5", lw=0.8)
         one.set(xscale="log", xlabel="layer $l$")
     axes[0].set(yscale="log")

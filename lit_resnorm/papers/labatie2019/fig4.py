@@ -14,9 +14,9 @@ from lit_resnorm.papers.item import Cell, Check, Item, Row, Settings, near
 from lit_resnorm.papers.labatie2019.propagation import (
     SOURCE,
     block_index,
-    images,
+    kind_of,
     profile,
-    seeded,
+    random_net,
     sites_of,
     stored_value,
 )
@@ -40,6 +40,7 @@ STEPS = {
     256: (1.0827, 1.1116),
     512: (1.1153, 1.0719),
 }
+CONVOLUTIONAL_SLOPE = (0.1536, 0.0016)  # batch 64, MNIST
 LOOKS = {64: ("-", "o"), 128: ("--", "s"), 256: ("-.", "^"), 512: (":", "D")}
 
 
@@ -47,14 +48,7 @@ def run(settings: Settings, cell: Cell, seed: int) -> list[Row]:
     """Return sensitivity, rank and moments by layer in one random net."""
     settings = {**settings, "batch": cell["batch"]}
     draw = cell["draw"]
-    seeded(draw, seed)
-    module = LitBNFeedForward(
-        settings["depth"],
-        settings["width"],
-        tuple(images(settings, draw, seed).shape[1:]),
-        kernel_size=settings["kernel_size"],
-        boundary="periodic",
-    )
+    module = random_net(LitBNFeedForward, settings, draw, seed)
     layers = settings["layers"]
     before = sites_of((layer - 2 for layer in layers if layer > 1), "act1")
     chosen = sites_of((layer - 1 for layer in layers), "norm1|act1")
@@ -127,8 +121,8 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
     drawing, axes = panels(
         2,
         2,
-        title="Feed-forward nets with batch norm: sensitivity, rank, tails "
-        f"(width {settings['width']}, mean over draws)",
+        title=f"Feed-forward nets with batch norm, {kind_of(settings)}width "
+        f"{settings['width']}: sensitivity, rank, tails (mean over draws)",
         size=(9.2, 7.4),
     )
     shades = np.linspace(0.0, 0.6, len(settings["draws"]))
@@ -143,8 +137,9 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
         values = curve(part, "layer", "delta_bn")
         axes[3].plot(values.x, values.mean, marker, color=look.colour, ls=dashes)
         logs = curve(part.query("layer > 20"), "layer", "log_chi")
-        line = logs.mean[0] + SLOPES[batch][0] * (logs.x - logs.x[0])
-        name = "author's slopes (paper)" if batch == 64 else None
+        stored = CONVOLUTIONAL_SLOPE if kind_of(settings) else SLOPES[batch]
+        line = logs.mean[0] + stored[0] * (logs.x - logs.x[0])
+        name = "author's slopes, width 512 (paper)" if batch == 64 else None
         axes[0].plot(logs.x, line, color="0.4", lw=0.8, label=name)
     axes[0].set_ylabel(r"$\log \chi^l$ after ReLU")
     axes[1].set_ylabel(r"effective rank after ReLU")

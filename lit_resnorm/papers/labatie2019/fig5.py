@@ -21,9 +21,9 @@ from lit_resnorm.papers.item import (
 from lit_resnorm.papers.labatie2019.propagation import (
     SOURCE,
     block_index,
-    images,
+    kind_of,
     profile,
-    seeded,
+    random_net,
     sites_of,
     stored_value,
 )
@@ -45,14 +45,7 @@ STEP = 1.2320
 def run(settings: Settings, cell: Cell, seed: int) -> list[Row]:
     """Return sensitivity and growth by unit in one random net."""
     draw = cell["draw"]
-    seeded(draw, seed)
-    module = LitBNResNet(
-        settings["depth"],
-        settings["width"],
-        tuple(images(settings, draw, seed).shape[1:]),
-        kernel_size=settings["kernel_size"],
-        boundary="periodic",
-    )
+    module = random_net(LitBNResNet, settings, draw, seed)
     units = settings["units"]
     before = sites_of((unit - 2 for unit in units if unit > 1), "add")
     chosen = sites_of((unit - 1 for unit in units), "norm1|act1|norm2|act2|add")
@@ -84,9 +77,18 @@ def log_slope(part: pd.DataFrame, depth: int) -> float:
     return float(np.polyfit(np.log(half.unit), half.log_chi, 1)[0])
 
 
-def inner_step(curves: pd.DataFrame) -> float:
-    """Return the growth through one inner layer, the mean of logs beyond unit 5."""
-    return float(np.exp(np.mean(curves[curves.unit > 5].log_inner)))
+def inner_step(curves: pd.DataFrame, beyond: float = 5) -> float:
+    """Return the growth through one inner layer, the mean of logs beyond a unit."""
+    return float(np.exp(np.mean(curves[curves.unit > beyond].log_inner)))
+
+
+def share_check(curves: pd.DataFrame, settings: Settings) -> Check:
+    """Return the check of the branch's share in the last unit up to the 100th."""
+    unit = max(u for u in settings["units"] if u <= 100)
+    share = float(np.mean(where(curves, unit=unit).share))
+    expected = residual_share("res_bn", unit)
+    name = f"share of branch {unit} in the variance"
+    return near(name, share, expected, 0.2, "D", relative=True)
 
 
 def checks(curves: pd.DataFrame, settings: Settings) -> list[Check]:
@@ -117,19 +119,7 @@ def checks(curves: pd.DataFrame, settings: Settings) -> list[Check]:
             chi = np.exp(part.log_chi)
             name = f"chi after {unit} units (4 standard errors)"
             found.append(stored_value(name, chi, value, deviation))
-    unit = max(u for u in settings["units"] if u <= 100)
-    late = where(curves, unit=unit)
-    expected = residual_share("res_bn", unit)
-    found.append(
-        near(
-            f"share of branch {unit} in the variance",
-            float(np.mean(late.share)),
-            expected,
-            0.2,
-            "D",
-            relative=True,
-        )
-    )
+    found.append(share_check(curves, settings))
     deep = curves[curves.unit == max(settings["units"])]
     rank = float(np.mean(deep["rank"]))
     found.append(between("r_eff after ReLU at the last unit", rank, 5.0, None, "P"))
@@ -141,8 +131,8 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
     drawing, axes = panels(
         1,
         3,
-        title="ResNets with batch norm: the sensitivity is a power of depth "
-        f"({settings['draws']} draws)",
+        title=f"ResNets with batch norm, {kind_of(settings)}width {settings['width']}: "
+        f"the sensitivity is a power of depth ({settings['draws']} draws)",
         size=(11.4, 4.2),
     )
     logs = curve(curves, "unit", "log_chi")
@@ -155,8 +145,9 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
     middle = len(chi) // 2
     line = chi[middle] * (logs.x / logs.x[middle]) ** tau
     theory(one, logs.x, line, orange, rf"theory: $l^{{{tau:.2f}}}$")
-    stored = [value for value, _ in CHI.values()]
-    one.plot(list(CHI), stored, "kx", label="author's stored data (paper)")
+    if settings["kernel_size"] is None:
+        stored = [value for value, _ in CHI.values()]
+        one.plot(list(CHI), stored, "kx", label="author's stored data (paper)")
     one.set(xscale="log", yscale="log", ylabel=r"sensitivity $\chi^l$")
     steps = (("delta_phi", blue, r"\phi"), ("delta_bn", green, "{BN}"))
     for name, look, symbol in steps:

@@ -20,9 +20,8 @@ from lit_resnorm.papers.item import (
 from lit_resnorm.papers.labatie2019.propagation import (
     SOURCE,
     block_index,
-    images,
     profile,
-    seeded,
+    random_net,
     sites_of,
 )
 from lit_resnorm.papers.summaries import curve
@@ -34,15 +33,7 @@ __all__ = ["NOBN"]
 def run(settings: Settings, cell: Cell, seed: int) -> list[Row]:
     """Return rank and branch share by unit in one random net."""
     draw = cell["draw"]
-    seeded(draw, seed)
-    module = LitBNResNet(
-        settings["depth"],
-        settings["width"],
-        tuple(images(settings, draw, seed).shape[1:]),
-        norm="none",
-        kernel_size=settings["kernel_size"],
-        boundary="periodic",
-    )
+    module = random_net(LitBNResNet, settings, draw, seed, norm="none")
     pattern = sites_of((unit - 1 for unit in settings["units"]), "act1|add")
     found = profile(settings, module, draw, seed, sites=pattern)
     rows: dict[int, Row] = {unit: {"unit": unit} for unit in settings["units"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,16 @@ from lit_resnorm.modules import LitClassifier
 from lit_resnorm.papers.item import Check, Settings, cell_seed, near
 from lit_resnorm.papers.training import device, examples
 
-__all__ = ["SOURCE", "images", "profile", "seeded", "sites_of", "stored_value"]
+__all__ = [
+    "SOURCE",
+    "block_index",
+    "images",
+    "kind_of",
+    "profile",
+    "random_net",
+    "sites_of",
+    "stored_value",
+]
 
 SOURCE = "Labatie (2019), ICML, arXiv 1811.03087"
 STORED_DRAWS = 200
@@ -50,9 +59,36 @@ def images(settings: Settings, draw: int, seed: int) -> Tensor:
     return (centred / torch.where(deviation > 0, deviation, 1.0)).float()
 
 
-def seeded(draw: int, seed: int) -> None:
-    """Seed the weights of a draw."""
+def random_net(
+    kind: Callable[..., LitClassifier],
+    settings: Settings,
+    draw: int,
+    seed: int,
+    **options: Any,
+) -> LitClassifier:
+    """Return a draw's net with new weights; convolutions have a periodic boundary.
+
+    Args:
+        kind: Its class.
+        settings: `depth`, `width`, `data`, `kernel_size`.
+        draw: Number of the draw.
+        seed: Base seed.
+        **options: More arguments of the class.
+    """
     torch.manual_seed(cell_seed(seed, "weights", draw))
+    return kind(
+        settings["depth"],
+        settings["width"],
+        tuple(_training_images(settings["data"]).shape[1:]),
+        kernel_size=settings["kernel_size"],
+        boundary="periodic",
+        **options,
+    )
+
+
+def kind_of(settings: Settings) -> str:
+    """Return what titles call convolutional nets; nothing for fully connected."""
+    return "" if settings["kernel_size"] is None else "convolutional, "
 
 
 def sites_of(blocks: Iterable[int], kinds: str) -> str:
