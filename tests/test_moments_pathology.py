@@ -1,5 +1,6 @@
 """The verdict on the four families, and on profiles made by hand."""
 
+import dataclasses
 import math
 
 import pytest
@@ -123,6 +124,16 @@ def test_thresholds(log_chi, ranks, expected, code):
     verdict = pathology(profile(log_chi, ranks))
     assert verdict.pathology == expected
     assert verdict.code == code
+
+
+@pytest.mark.parametrize(("count", "expected"), [(20, "none"), (50, "snr")])
+def test_noise_of_a_residual_net_grows_long_before_it_is_a_pathology(count, expected):
+    # the branches of ResNet-18, two units a stage, never come to be diluted
+    alternating = []
+    for place, site in enumerate(profile(linear(0.13, count)).sites):
+        kind = "addition" if place % 2 else "activation"
+        alternating.append(dataclasses.replace(site, kind=kind))
+    assert pathology(DepthProfile(tuple(alternating))).pathology == expected
 
 
 def test_depth_of_a_residual_net_counts_the_activations_in_its_branches():

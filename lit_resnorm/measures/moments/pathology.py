@@ -28,6 +28,12 @@ NEAR_LINE = 2.1
 STEEP = 0.12
 """Growth of log chi a layer that is an explosion: noise doubles in six layers."""
 
+DROWNED = 5.4
+"""Log of chi at which the rounding of 8-bit images is as strong as their signal.
+
+Rounding has a standard deviation of 1 / (255 sqrt 12), images one of about 1 / 4.
+"""
+
 GOOD = 0.8
 """Share of the variance of log chi that a growth law must explain."""
 
@@ -81,7 +87,8 @@ def pathology(profile: DepthProfile) -> Verdict:
     - `signal` where chi is infinite at the end (all examples equal), or where the
       effective rank has fallen to 1.5 or less and, less one, to half its largest;
     - `snr` where the exponential fits better than the power law, with a goodness of
-      0.8 at least, and log chi grows by 0.12 a layer or more;
+      0.8 at least, and log chi grows by 0.12 a layer or more, in a residual net up to
+      5.4 at least (the rounding of 8-bit images is then as strong as their signal);
     - `signal` where the effective rank has fallen so to 2.1 or less;
     - `undetermined` where log chi grows so and no law fits to 0.8;
     - `none`.
@@ -89,9 +96,9 @@ def pathology(profile: DepthProfile) -> Verdict:
     One effective rank doesn't tell: convolutional nets end at 1.8 to 2 without batch
     norm (zero padding) and at 2.03 with it; chi, flat in one and exponential in the
     other, does. Batch norm without skips grows by 0.15 to 0.21 a layer. Residual nets
-    in stages of growing width, whose power law begins anew at each stage, grow by 0.10
-    (ResNet-18 and 50 at initialisation, chi at the end 9 and 236): logged, and no
-    pathology.
+    in stages of growing width, whose power law begins anew at each stage, grow by 0.08
+    to 0.13 (ResNet-18 and 50 at initialisation, chi at the end 8 to 11 and 160 to 260):
+    logged, and no pathology.
 
     Source: Labatie (2019), arXiv 1811.03087, section 4, where the pathologies are
     defined as limits of depth; the thresholds are ours.
@@ -103,11 +110,14 @@ def pathology(profile: DepthProfile) -> Verdict:
     exponential = line_fit(depth[deep], log_chi[deep])
     power = line_fit(np.log(depth[deep]), log_chi[deep])
     num_layers = int(max(depth, default=0))
+    residual = any(profile[name].kind == "addition" for name in layers)
     end, fallen = _rank_trend(
         profile.of_kind("activation") or profile.of_kind("addition")
     )
     return Verdict(
-        pathology=_judge(num_layers, log_chi, exponential, power, end, fallen),
+        pathology=_judge(
+            num_layers, log_chi, exponential, power, end, fallen, residual=residual
+        ),
         num_layers=num_layers,
         effective_rank=end,
         exponential=exponential,
@@ -139,6 +149,8 @@ def _judge(
     power: Fit,
     end: float,
     fallen: bool,
+    *,
+    residual: bool,
 ) -> Pathology:
     if num_layers < MIN_LAYERS or np.isnan(log_chi).any():
         return "undetermined"
@@ -146,7 +158,8 @@ def _judge(
         return "signal"
     grows = exponential.slope >= STEEP
     good = max(exponential.goodness, power.goodness) >= GOOD
-    if grows and good and exponential.goodness > power.goodness:
+    sustained = not residual or log_chi[-1] >= DROWNED
+    if grows and good and sustained and exponential.goodness > power.goodness:
         return "snr"
     if fallen and end <= NEAR_LINE:
         return "signal"
