@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from lit_resnorm.modules import LitBNFeedForward, LitBNResNet, LitMLP
-from lit_resnorm.papers.furusho2020 import fig7, fig8
+from lit_resnorm.papers.furusho2020 import fig7
 from lit_resnorm.papers.furusho2020.fig1 import leave_one_out_losses, ridge
+from lit_resnorm.papers.furusho2020.fig7_verdict import growth
+from lit_resnorm.papers.furusho2020.fig8_verdict import boundaries
 from lit_resnorm.papers.furusho2020.source import build, num_blocks
 from lit_resnorm.papers.furusho_sep import states
 from lit_resnorm.papers.furusho_sep.angles import ANGLES
@@ -119,8 +121,8 @@ def test_distance_ratio_of_two_lines_is_their_gap_over_their_spreads():
 
 def test_growth_finds_power_and_doublings():
     depths = [1, 2, 4, 8]
-    assert fig7.growth(depths, [d**0.5 for d in depths])["power"] == pytest.approx(0.5)
-    doublings = fig7.growth(depths, [2.0**d for d in depths])["doublings"]
+    assert growth(depths, [d**0.5 for d in depths])["power"] == pytest.approx(0.5)
+    doublings = growth(depths, [2.0**d for d in depths])["doublings"]
     assert doublings == pytest.approx(1)
 
 
@@ -137,7 +139,7 @@ def test_the_boundary_lies_between_the_last_and_the_first_diverging_rate():
         }
         for rate in rates
     ]
-    found = fig8.boundaries(pd.DataFrame(rows))
+    found = boundaries(pd.DataFrame(rows))
     assert found.rate[("mlp", 1)] == pytest.approx(2**0.5)
     assert found.in_bounds[("mlp", 1)] == pytest.approx(4)
 

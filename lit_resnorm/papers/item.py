@@ -81,6 +81,8 @@ class Item:
         checks: From curves and settings to checks.
         figure: From curves and settings to a figure.
         data: Names of the data sets in `lit_resnorm.data` that `full` reads from disk.
+        chosen: What of settings and checks was chosen after results were seen.
+        failing: Why checks fail, where it is known that they do.
     """
 
     name: str
@@ -95,6 +97,8 @@ class Item:
     checks: Callable[[pd.DataFrame, Settings], Sequence[Check]]
     figure: Callable[[pd.DataFrame, Settings], Figure]
     data: Sequence[str] = field(default=())
+    chosen: str = ""
+    failing: str = ""
 
     def __post_init__(self) -> None:
         if self.mark not in MARKS or set(self.scales) != {"small", "full"}:

@@ -113,6 +113,7 @@ def _section(item: Item, verdict: Mapping[str, Any]) -> list[str]:
         "",
         f"*What differs here, and why.* {item.differs}",
         "",
+        *_paragraph("Chosen after results were seen.", item.chosen),
         f"![{item.title}](figures/{item.name}.png)",
         "",
         f"`lit-resnorm reproduce {item.name} --scale {verdict['scale']}`: "
@@ -134,7 +135,14 @@ def _section(item: Item, verdict: Mapping[str, Any]) -> list[str]:
         lines.append(
             "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
         )
+    if not verdict["passed"]:
+        reason = item.failing or "Not known."
+        lines += ["", *_paragraph("Why it fails.", reason)[:-1]]
     return lines
+
+
+def _paragraph(title: str, text: str) -> list[str]:
+    return [f"*{title}* {text}", ""] if text else []
 
 
 def _word(verdict: Mapping[str, Any]) -> str:

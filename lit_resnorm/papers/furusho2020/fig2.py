@@ -135,6 +135,9 @@ FIG2 = Item(
     "gradient descent of a linear ResNet, and of a linear MLP. The upper bound has mu "
     "at the weights of the step, the lower one the smallest mu along the path and the "
     "distance to its end.",
+    chosen="Gain, rate and steps, so that both nets descend far enough to be told "
+    "apart; steps with an excess loss below 1e-12 aren't judged. The bounds that are "
+    "checked hold at any settings.",
     scales={
         name: {
             "width": 20,

@@ -166,6 +166,9 @@ FIG2 = Item(
     "of convolutional ones on 1024 images; the stored moments are those of fully "
     "connected nets of width 128. full: convolutional, whose law is compared with the "
     "derived one only.",
+    chosen="How the noise is judged: it was first compared with the signal's law, "
+    "which it doesn't have. Only its drift and spread are published, so their order is "
+    "checked.",
     scales={
         "small": {
             "device": "cpu",
