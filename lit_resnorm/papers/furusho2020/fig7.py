@@ -108,8 +108,8 @@ FIG7 = Item(
     "upwards, so one matrix's is an unbiased quotient, with a tolerance of 15%, and "
     "the whole one's a bracket.",
     failing="Of MLPs at L = 4 the whole averaged matrix's maximum was expected 2.5 to "
-    "2.9 times one matrix's; over 400 draws it is at most 2.4 times. That upper end has "
-    "a standard error of 0.2, which the check doesn't allow for, but also a bias "
+    "2.9 times one matrix's; over 400 draws it is at most 2.4 times. That upper end "
+    "has a standard error of 0.2, which the check doesn't allow for, but also a bias "
     "upwards.",
     scales={
         "small": {

@@ -200,8 +200,8 @@ DISTANCE_RATIO = Item(
     "error, for which it isn't meant.",
     failing="Before training the order comes out; after it the MLP is ahead: all nets "
     "take the same number of steps, at rates that weren't tuned and that are smaller "
-    "for ResNets (0.02 by 2^-L). Errors are 2 to 3 % of 70 examples, one or two digits, "
-    "and those of the nine models differ by less than their standard errors: a "
+    "for ResNets (0.02 by 2^-L). Errors are 2 to 3 % of 70 examples, one or two of "
+    "them, and those of the nine models differ by less than their standard errors: a "
     "correlation can't be seen in them.",
     scales={
         "small": {
