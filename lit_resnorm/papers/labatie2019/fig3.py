@@ -6,7 +6,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lit_resnorm.modules import LitVanillaNet
-from lit_resnorm.papers.drawing import legend, panels, plain_ticks
+from lit_resnorm.papers.drawing import (
+    STYLES,
+    legend,
+    measured,
+    panels,
+    plain_ticks,
+)
 from lit_resnorm.papers.item import Cell, Check, Item, Row, Settings, grid
 from lit_resnorm.papers.labatie2019.propagation import (
     SOURCE,
@@ -14,6 +20,7 @@ from lit_resnorm.papers.labatie2019.propagation import (
     kind_of,
     profile,
     random_net,
+    scales,
     sites_of,
     stored_value,
 )
@@ -88,14 +95,13 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
     names = (("rank", RANKS), ("growth", GROWTHS))
     for one, (name, stored) in zip(axes, names, strict=True):
         part = curve(curves, "layer", name)
-        one.errorbar(
+        measured(
+            one,
             part.x,
             part.mean,
-            yerr=part.deviation,
-            color="#0072B2",
-            marker="^",
-            markerfacecolor="white",
-            capsize=2,
+            STYLES["res2"],
+            error=part.deviation,
+            line=True,
             label="measured",
         )
         if settings["kernel_size"] is None:
@@ -128,30 +134,12 @@ FIG3 = Item(
     differs="small: fully connected, 64 digits a batch. Digits have another effective "
     "rank than CIFAR-10's images at the first layers, so values are compared from "
     "layer 20 on, where the input is forgotten; full: at all layers, on CIFAR-10.",
-    scales={
-        "small": {
-            "device": "cpu",
-            "data": "Digits",
-            "batch": 64,
-            "kernel_size": None,
-            "width": 512,
-            "depth": 200,
-            "layers": LAYERS,
-            "draws": 6,
-            "forgotten": 20,
-        },
-        "full": {
-            "device": "auto",
-            "data": "CIFAR10",
-            "batch": 64,
-            "kernel_size": None,
-            "width": 512,
-            "depth": 200,
-            "layers": LAYERS,
-            "draws": 1000,
-            "forgotten": 2,
-        },
-    },
+    scales=scales(
+        {"draws": 6, "forgotten": 20},
+        {"draws": 1000, "forgotten": 2},
+        depth=200,
+        layers=LAYERS,
+    ),
     cells=lambda settings: grid(draw=range(settings["draws"])),
     run=run,
     checks=checks,

@@ -24,6 +24,7 @@ from lit_resnorm.papers.labatie2019.propagation import (
     kind_of,
     profile,
     random_net,
+    scales,
     sites_of,
     stored_value,
 )
@@ -177,28 +178,10 @@ FIG5 = Item(
     "so that it grows as a power of depth, and nets stay well-behaved.",
     differs="Fully connected nets; small: 300 units, 64 digits a batch, 6 draws, 17 "
     "units measured; full: 500 units on CIFAR-10.",
-    scales={
-        "small": {
-            "device": "cpu",
-            "data": "Digits",
-            "batch": 64,
-            "kernel_size": None,
-            "width": 512,
-            "depth": 300,
-            "units": UNITS,
-            "draws": 6,
-        },
-        "full": {
-            "device": "auto",
-            "data": "CIFAR10",
-            "batch": 64,
-            "kernel_size": None,
-            "width": 512,
-            "depth": 500,
-            "units": [*UNITS, 350, 400, 450, 500],
-            "draws": 1000,
-        },
-    },
+    scales=scales(
+        {"depth": 300, "units": UNITS, "draws": 6},
+        {"depth": 500, "units": [*UNITS, 350, 400, 450, 500], "draws": 1000},
+    ),
     cells=lambda settings: grid(draw=range(settings["draws"])),
     run=run,
     checks=checks,

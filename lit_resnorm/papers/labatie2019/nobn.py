@@ -6,7 +6,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lit_resnorm.modules import LitBNResNet
-from lit_resnorm.papers.drawing import legend, panels, plain_ticks
+from lit_resnorm.papers.drawing import (
+    STYLES,
+    legend,
+    measured,
+    panels,
+    plain_ticks,
+)
 from lit_resnorm.papers.item import (
     Cell,
     Check,
@@ -22,6 +28,7 @@ from lit_resnorm.papers.labatie2019.propagation import (
     block_index,
     profile,
     random_net,
+    scales,
     sites_of,
 )
 from lit_resnorm.papers.summaries import curve
@@ -79,14 +86,13 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
     )
     for one, name in zip(axes, ("rank", "share"), strict=True):
         part = curve(curves, "unit", name)
-        one.errorbar(
+        measured(
+            one,
             part.x,
             part.mean,
-            yerr=part.deviation,
-            color="#0072B2",
-            marker="^",
-            markerfacecolor="white",
-            capsize=2,
+            STYLES["res2"],
+            error=part.deviation,
+            line=True,
             label="measured",
         )
         limit = 1.0 if name == "rank" else 0.5
@@ -108,22 +114,7 @@ NOBN = Item(
     mark="P",
     claim="Skip connections alone don't prevent the collapse of the signal.",
     differs="No published figure: 1.14 at 100 units is this project's own value.",
-    scales={
-        name: {
-            "device": device,
-            "data": data,
-            "batch": 64,
-            "kernel_size": None,
-            "width": 512,
-            "depth": 100,
-            "units": UNITS,
-            "draws": draws,
-        }
-        for name, device, data, draws in (
-            ("small", "cpu", "Digits", 6),
-            ("full", "auto", "CIFAR10", 200),
-        )
-    },
+    scales=scales({"draws": 6}, {"draws": 200}, depth=100, units=UNITS),
     cells=lambda settings: grid(draw=range(settings["draws"])),
     run=run,
     checks=checks,

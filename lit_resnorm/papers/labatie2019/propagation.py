@@ -24,6 +24,7 @@ __all__ = [
     "kind_of",
     "profile",
     "random_net",
+    "scales",
     "sites_of",
     "stored_value",
 ]
@@ -84,6 +85,21 @@ def random_net(
         boundary="periodic",
         **options,
     )
+
+
+def scales(small: Settings, full: Settings, **both: Any) -> dict[str, dict[str, Any]]:
+    """Return settings of fully connected nets of width 512 on batches of 64.
+
+    Args:
+        small: Settings of the small scale, which is on digits.
+        full: Settings of the full scale, which is on CIFAR-10.
+        **both: Settings of both.
+    """
+    shared = {"batch": 64, "kernel_size": None, "width": 512, **both}
+    return {
+        "small": {"device": "cpu", "data": "Digits", **shared, **small},
+        "full": {"device": "auto", "data": "CIFAR10", **shared, **full},
+    }
 
 
 def kind_of(settings: Settings) -> str:
