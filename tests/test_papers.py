@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,7 @@ from lit_resnorm.papers.item import (
     near,
     ordered,
 )
-from lit_resnorm.papers.pages import write_pages
+from lit_resnorm.papers.pages import page, write_pages
 from lit_resnorm.papers.reproduce import reproduce, reproduce_item
 from lit_resnorm.papers.results import Results, canonical, results_key
 from lit_resnorm.papers.running import Interrupted, executor
@@ -209,6 +210,18 @@ def test_pages_show_claims_verdicts_and_commands(tmp_path):
     assert "lit-resnorm reproduce furusho2020.fig1 --scale small" in text
     assert "1 of 1 items come out" in text
     assert (tmp_path / "docs" / "figures" / "furusho2020.fig1.png").is_file()
+
+
+def test_pages_say_why_a_verdict_fails_and_what_was_chosen_late(tmp_path):
+    words = {"failing": "Three squared is nine.", "chosen": "The number of squares."}
+    item = replace(example(tmp_path, expected=8.0), **words)
+    verdict = run_here(item, tmp_path / "out")
+    text = page("furusho2020", [(item, verdict)])
+    assert all(word in text for word in words.values())
+    right = page("furusho2020", [(item, {**verdict, "passed": True})])
+    assert words["failing"] not in right
+    unknown = page("furusho2020", [(replace(item, failing=""), verdict)])
+    assert "*Why it fails.* Not known." in unknown
 
 
 def test_pages_need_results(tmp_path):
