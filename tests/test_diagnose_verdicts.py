@@ -16,7 +16,7 @@ NETS = {
     "res": (LitBNResNet, {"norm": "none"}),
     "bn_res": (LitBNResNet, {}),
 }
-# What science.md sections 6 and 7.3 say, and what follows for norms: batch norm
+# What Labatie (2019) found at these depths, and what follows for norms: batch norm
 # multiplies gradients by 1.21 a layer, additions without it both norms by 1.19.
 EXPECTED = {
     "vanilla": {"signal"},

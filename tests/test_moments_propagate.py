@@ -117,7 +117,7 @@ def test_counts_below_one_are_refused(arguments, message):
         propagate(draw, **{"num_draws": 1, **arguments})
 
 
-# Bands of science.md section 10: fixed seeds, generous.
+# Fixed seeds and generous bands about the values that Labatie (2019) stored.
 
 
 def test_batch_norm_feed_forward_grows_by_a_fifth_a_layer():

@@ -41,7 +41,8 @@ def gradient_norms(
     a fixed random projection of the outputs. Where float32 can't hold a gradient the
     pass is made again in float64. Exact; the model is untouched.
 
-    Source: science.md 4.8 and 5.1; we sum over all units of a site.
+    Source: definition. In rectifier nets with He's variances it keeps its size through
+    the depth (Arpit and Bengio (2019), arXiv 1901.03611 [R]).
 
     Args:
         model: Any module.

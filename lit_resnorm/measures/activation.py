@@ -101,7 +101,9 @@ def activation_rates(
     integers summed over ranks before anything is divided, so that a unit is dead only
     if it is off for all examples of all ranks. Exact.
 
-    Source: science.md 4.4; the rate of FI20, Figure 6, whose curves are unpublished.
+    Source: Furusho and Ikeda (2020), doi 10.1017/ATSIP.2020.7, Figure 6, read in its
+    caption and abstract only; that 0 counts as off, and units as dead over all
+    examples, is our definition.
 
     Args:
         model: Any module; it is left as it was.

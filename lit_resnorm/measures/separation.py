@@ -29,8 +29,8 @@ def separation(x: Tensor) -> float:
     independent examples of mean 0 it is `(B - 2) / B` at most.
 
     Source: derived here. For examples of equal norm at angles theta to each other it
-    is `(1 - cos theta) (B - 2) / B`: the angles of science.md 5.4, which fall to 0 with
-    depth without normalisation.
+    is `(1 - cos theta) (B - 2) / B`; these angles fall to 0 with depth without
+    normalisation (Furusho and Ikeda (2019), PMLR 101:94-108).
 
     Args:
         x: Shape `(B, ...)`.

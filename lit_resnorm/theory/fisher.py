@@ -1,8 +1,8 @@
 """The Fisher information of random nets, from forward and backward kernels.
 
-Nets of width D of section 2.1: no stem, no biases, He's variances, read-out of variance
-1/D that is no part of the matrix. N examples, L blocks. `kernels[l]` is the kernel
-`K^l(n, m) = h_n . h_m / D` of the state that enters block l.
+The nets `mlp`, `res2` and `res2_bn` at width D: no stem, no biases, He's variances,
+read-out of variance 1/D that is no part of the matrix. N examples, L blocks.
+`kernels[l]` is the kernel `K^l(n, m) = h_n . h_m / D` of the state that enters block l.
 """
 
 import math
@@ -76,10 +76,20 @@ def fisher_theory(
 ) -> FisherTheory:
     r"""Return the kernels and the Fisher information of a random net, to leading order.
 
-    Block by block, `K` forward, then `B` backward from `B^L = 1`; see section 5.1 of
-    the specification. Batch norm is frozen at the batch's statistics: the kernel is
-    centred over the batch, and inverse variances of units are corrected by
-    `R / (R - 2)`, R the kernel's effective degrees of freedom.
+    Block by block, K forward, then B backward from :math:`B^L = 1`. With C the
+    covariance of a rectifier's input, :math:`s_{nm} = \sqrt{C_{nn} C_{mm}}`, and psi
+    and kappa (`relu_kernel`, `step_kernel`) at the correlations of C,
+
+    .. math::
+        K^{l+1} &= [K^l] + s \psi / 2, \quad B^l = [B^{l+1}] + g B^{l+1}, \\
+        \Theta &= \sum_l D\,(K^l g / 2 + [s \psi / 2]) \circ B^{l+1},
+
+    where [] stand in nets with skips only. Without batch norm :math:`C = 2 K^l` and
+    :math:`g = \kappa`. Batch norm is frozen at the batch's statistics: C is the kernel
+    centred over the batch over v, the mean of its diagonal, and
+    :math:`g = \kappa \rho / (2 v)`; :math:`\rho = R / (R - 2)` corrects the mean
+    inverse variance of units, :math:`R = (\mathrm{tr})^2 / |\cdot|_F^2` of the centred
+    kernel being its effective degrees of freedom.
 
     Source: derived [D]; the angle parts are Furusho & Ikeda's (2019), PMLR 101 [P].
     Errors are of order L / D; at D = 300 they are below 3 % up to L = 5.

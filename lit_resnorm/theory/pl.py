@@ -132,7 +132,7 @@ def log_pl_bound(
 def pl_ratio(squared_gradient: float, loss: float, infimum: float) -> float:
     r"""Return `rho = |grad L|^2 / (2 (L - L*))`; mu is a lower bound of it.
 
-    Source: definition, section 4.3 of the specification [D].
+    Source: the definition of the Polyak-Lojasiewicz condition, read along a path [D].
 
     Args:
         squared_gradient: Squared norm of the whole gradient.

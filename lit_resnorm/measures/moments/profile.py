@@ -99,7 +99,7 @@ def signal_and_noise(
     statistics are constants in modes `frozen` and `eval`. The noise of integer inputs
     begins at their embeddings. Memory: activations of one site.
 
-    Source: Labatie (2019), arXiv 1811.03087, sections 3 and 4; science.md 4.5.
+    Source: Labatie (2019), arXiv 1811.03087, sections 3 and 4.
 
     Args:
         model: Any module; it is left as it was.

@@ -1,7 +1,7 @@
 """Moments of tensors whose axes are examples, positions and channels.
 
 B examples, C channels; E is the mean over examples and positions, over all ranks.
-Source of all: Labatie (2019), arXiv 1811.03087, and science.md 4.5 and 4.9.
+Source, where none is named: Labatie (2019), arXiv 1811.03087, section 3.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def branch_share(
 
     .. math:: \mu_2(F) / (\mu_2(F) + \mu_2(\mathrm{skip}))
 
-    Source: De & Smith (2020), arXiv 2002.10444; science.md 4.9.
+    Source: De & Smith (2020), arXiv 2002.10444.
 
     Args:
         branch: What the branch adds, shape `(B, ...)`.

@@ -22,7 +22,7 @@ def num_blocks(variant: str, num_weights: int) -> int:
 
 
 def build(variant: str, depth: int, width: int, **options: Any) -> LitClassifier:
-    """Return the LightningModule of a variant of section 2.1.
+    """Return the LightningModule of a fully connected variant.
 
     Args:
         variant: `mlp`, `res1`, `res2` or `res2_bn`.
