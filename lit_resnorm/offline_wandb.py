@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_resnorm.run_files import RESUMED, Run, RunRows, plain
+from lit_resnorm.json_lines import plain
+from lit_resnorm.run_files import RESUMED, Run, RunRows
 
 _STEP = "trainer/global_step"
 _ENDINGS = ("status", "seconds")

@@ -10,7 +10,6 @@ NaN and infinities are the strings `"NaN"`, `"Infinity"` and `"-Infinity"`.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
+from lit_resnorm.json_lines import NOT_FINITE, plain, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +36,6 @@ SITE = re.compile(r"(?P<quantity>.+?)/(?P<site>\d{3,}\..+)")
 """A key `<probe>/<quantity>/<site>`."""
 RESUMED = "resumed_from_step"
 """Key of a W&B config: the step of the checkpoint with which a process began."""
-_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @dataclass(frozen=True)
@@ -169,71 +169,12 @@ def history_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
     read = [
         {
-            key: _NOT_FINITE.get(value, value) if isinstance(value, str) else value
+            key: NOT_FINITE.get(value, value) if isinstance(value, str) else value
             for key, value in row.items()
         }
         for row in rows
     ]
     return pd.DataFrame(read) if read else pd.DataFrame(columns=["step", "epoch"])
-
-
-def plain(value: Any) -> Any:
-    """Return `value` as JSON can hold it, a number that isn't finite as a word."""
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
-
-
-def row_line(row: Mapping[str, Any]) -> str:
-    """Return one line of a JSON-lines file."""
-    return json.dumps(row, allow_nan=False) + "\n"
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSON-lines file; a last line cut short is left out.
-
-    Raises:
-        ValueError: If another line is no object with a whole `step`.
-    """
-    # what follows the last newline is empty, or a line that a kill cut short
-    *lines, _ = path.read_bytes().split(b"\n")
-    try:
-        # all at once takes half the time
-        rows = json.loads(b"[" + b",".join(lines) + b"]")
-    except ValueError:
-        rows = []
-    if len(rows) == len(lines) and all(map(_is_row, rows)):
-        return rows
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: no JSON ({error})") from error
-        if not _is_row(row):
-            raise ValueError(f"{path}, line {number}: no object with a whole 'step'")
-        rows.append(row)
-    return rows
-
-
-def _is_row(row: Any) -> bool:
-    return isinstance(row, dict) and type(row.get("step")) is int
-
-
-def replace_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Let a JSON-lines file hold `rows` alone."""
-    text = "".join(map(row_line, rows))
-    if text.encode() != path.read_bytes():
-        replace_file(path, text)
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write `text` to `path`, which holds the old or the new text at any moment."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
 
 
 def summarise(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -252,7 +193,7 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def _extremes(points: Sequence[tuple[int, Any]]) -> dict[str, Any]:
     numbers = [
-        (_NOT_FINITE[value] if isinstance(value, str) else value, step)
+        (NOT_FINITE[value] if isinstance(value, str) else value, step)
         for step, value in points
         if value is not None and value != "NaN"
     ]

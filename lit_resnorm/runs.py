@@ -21,18 +21,20 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 
+from lit_resnorm.json_lines import (
+    plain,
+    read_rows,
+    replace_file,
+    replace_rows,
+    row_line,
+)
 from lit_resnorm.run_files import (
     CONFIG,
     FIGURES,
     HISTORY,
     SUMMARY,
     TABLES,
-    plain,
     read_config,
-    read_rows,
-    replace_file,
-    replace_rows,
-    row_line,
     summarise,
 )
 from lit_resnorm.run_steps import (

@@ -19,8 +19,8 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lit_resnorm.json_lines import plain, replace_file
 from lit_resnorm.papers.item import Cell, Check, Item, Row, Settings
-from lit_resnorm.run_files import plain, replace_file
 
 __all__ = ["Results", "canonical", "results_key"]
 
