@@ -1,7 +1,7 @@
 """RunHistory: the logger that writes a run directory as the run goes.
 
 What the files hold is said in `lit_resnorm.run_files`, what the step of a value is in
-`lit_resnorm.run_steps`.
+`lit_resnorm.run_steps`; the appending to them is in `lit_resnorm.run_writer`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -21,28 +21,15 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 
-from lit_resnorm.json_lines import (
-    plain,
-    read_rows,
-    replace_file,
-    replace_rows,
-    row_line,
-)
-from lit_resnorm.run_files import (
-    CONFIG,
-    FIGURES,
-    HISTORY,
-    SUMMARY,
-    TABLES,
-    read_config,
-    summarise,
-)
+from lit_resnorm.json_lines import read_rows, replace_file
+from lit_resnorm.run_files import CONFIG, HISTORY, SUMMARY, read_config, summarise
 from lit_resnorm.run_steps import (
     StepCount,
     checkpoint_steps,
     optimizer_steps,
     run_status,
 )
+from lit_resnorm.run_writer import RunWriter
 
 
 class RunHistory(Logger):
@@ -73,18 +60,11 @@ class RunHistory(Logger):
         super().__init__()
         self.path = Path(save_dir)
         self._steps = StepCount()
-        self._file: TextIO | None = None
-        # last step of each key, and of each table, that earlier processes wrote
-        self._kept: dict[str, int] = {}
-        self._kept_tables: dict[Path, int] = {}
+        self._writer = RunWriter(self.path)
         self._verdicts: dict[str, str] = {}
         self._began: float | None = None
         self.ended: dict[str, Any] = {}
         self._when_final: list[Callable[[], None]] = []
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what a spawned process can't be given."""
-        return {**self.__dict__, "_file": None}
 
     @property
     def name(self) -> str:
@@ -133,22 +113,7 @@ class RunHistory(Logger):
             steps, epoch = checkpoint_steps(checkpoint), _next_epoch(checkpoint)
         else:
             steps, epoch = optimizer_steps(trainer), trainer.current_epoch
-        self._close()
-        path = self.path / HISTORY
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            path.touch()
-        else:
-            rows = read_rows(path)
-            if steps == 0 and not checkpoint and any(row["step"] for row in rows):
-                raise ValueError(
-                    f"save_dir {self.save_dir!r} holds another run: resume it with"
-                    " ckpt_path, or choose another directory"
-                )
-            replace_rows(path, (row for row in rows if _is_before(row, steps, epoch)))
-        for path in self.path.glob(f"{TABLES}/**/*.jsonl"):
-            rows = read_rows(path)
-            replace_rows(path, (row for row in rows if row["step"] <= steps))
+        self._writer.go_on(steps, epoch, resumed=bool(checkpoint))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -166,18 +131,9 @@ class RunHistory(Logger):
         step = self._steps.of(step, of_lightning="epoch" in metrics)
         if step is None:
             raise ValueError("RunHistory.log_metrics: step is None, and no run began")
-        file = self._open()
-        kept = self._kept
-        values = {
-            key: plain(value)
-            for key, value in metrics.items()
-            if key != "epoch" and kept.get(key) != step
-        }
-        if not values:
-            return
         epoch = metrics.get("epoch", trainer.current_epoch if trainer else None)
-        file.write(row_line({"step": step, "epoch": plain(epoch), **values}))
-        file.flush()
+        values = {key: value for key, value in metrics.items() if key != "epoch"}
+        self._writer.add_row(step, epoch, values)
 
     @rank_zero_only
     def log_table(
@@ -205,18 +161,7 @@ class RunHistory(Logger):
             raise ValueError("RunHistory.log_table: step is None, and no run began")
         if dataframe is not None:
             columns, data = list(dataframe.columns), dataframe.to_numpy().tolist()
-        path = self._place(TABLES, key, ".jsonl")
-        if path not in self._kept_tables:
-            rows = read_rows(path) if path.exists() else []
-            if rows:
-                replace_rows(path, rows)
-            self._kept_tables[path] = rows[-1]["step"] if rows else -1
-        if step <= self._kept_tables[path]:
-            return
-        cells = [[plain(cell) for cell in row] for row in data or ()]
-        with path.open("a", encoding="utf-8") as file:
-            row = {"step": step, "columns": list(columns or ()), "data": cells}
-            file.write(row_line(row))
+        self._writer.add_table(step, key, columns or (), data or ())
 
     @rank_zero_only
     def log_image(
@@ -230,12 +175,7 @@ class RunHistory(Logger):
             step: Not used: there is one file a key, the newest.
         """
         del step
-        for index, image in enumerate(images):
-            path = self._place(FIGURES, key, f".{index}.png" if index else ".png")
-            new = path.with_name(path.name + ".new")
-            save = getattr(image, "savefig", None) or image.save
-            save(new, format="png")
-            os.replace(new, path)
+        self._writer.write_images(key, images)
 
     def log_verdict(self, key: str, word: str) -> None:
         """Hold a verdict for `summary.json`."""
@@ -267,7 +207,7 @@ class RunHistory(Logger):
         trainer = self._steps.trainer
         if trainer is None or self._began is None:
             return
-        self._close()
+        self._writer.close()
         path = self.path / SUMMARY
         earlier = json.loads(path.read_text()) if path.exists() else {}
         word = run_status(status, trainer)
@@ -286,45 +226,12 @@ class RunHistory(Logger):
         self.path.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(summary, indent=1) + "\n")
 
-    def _open(self) -> TextIO:
-        if self._file is None:
-            path = self.path / HISTORY
-            self.path.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                rows = read_rows(path)
-                replace_rows(path, rows)
-                self._kept = {key: row["step"] for row in rows for key in row}
-            self._file = path.open("a", encoding="utf-8")
-        return self._file
-
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._file, self._kept, self._kept_tables = None, {}, {}
-
-    def _place(self, folder: str, key: str, ending: str) -> Path:
-        path = self.path / folder / (key + ending)
-        if not path.resolve().is_relative_to((self.path / folder).resolve()):
-            raise ValueError(f"key {key!r} leads out of {folder}/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
 
 def _next_epoch(checkpoint: Mapping[str, Any]) -> int:
     """Return the epoch of the first batch that follows a checkpoint."""
     loop = checkpoint["loops"]["fit_loop"]
     is_last = loop["epoch_loop.batch_progress"]["is_last_batch"]
     return loop["epoch_progress"]["current"]["ready"] - 1 + is_last
-
-
-def _is_before(row: Mapping[str, Any], steps: int, epoch: int) -> bool:
-    """Say whether a row was logged before a checkpoint at `steps`, in `epoch`."""
-    if row["step"] != steps:
-        return row["step"] < steps
-    # the loss of the first batch after the checkpoint; rows at the end of the epoch
-    # before have the same step and keep an earlier epoch
-    is_train = any(key.startswith("train/") for key in row)
-    return not (is_train and (row.get("epoch") or 0) >= epoch)
 
 
 def _versions() -> dict[str, str]:
