@@ -6,18 +6,17 @@ norm does (`norm_mode`), so that each measure states it in the same three words.
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeVar, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+
+from lit_resnorm.measures.preserved import module_state, random_state, uncompiled
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over ranks and returns a new one; all ranks call it equally often."""
@@ -239,75 +238,9 @@ def untouched(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(_random_state())
-        stack.enter_context(_module_state(model))
+        stack.enter_context(random_state())
+        stack.enter_context(module_state(model))
         for device_type in {p.device.type for p in model.parameters()} | {"cpu"}:
             stack.enter_context(torch.autocast(device_type, enabled=False))
-        stack.enter_context(_eager(model))
+        stack.enter_context(uncompiled(model))
         yield run
-
-
-@contextmanager
-def _random_state() -> Iterator[None]:
-    cuda = torch.cuda.is_initialized()
-    saved = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    saved_cuda = torch.cuda.get_rng_state_all() if cuda else []
-    try:
-        yield
-    finally:
-        torch.set_rng_state(saved[0])
-        np.random.set_state(saved[1])  # noqa: NPY002
-        random.setstate(saved[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(saved_cuda)
-
-
-@contextmanager
-def _module_state(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone(), _version(buffer))
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for module, name, buffer, value, version in buffers:
-            module._buffers[name] = buffer
-            if version is None or _version(buffer) != version:
-                with torch.inference_mode(buffer.is_inference()), torch.no_grad():
-                    buffer.copy_(value)
-        for parameter, grad in grads:
-            parameter.grad = grad
-
-
-def _version(tensor: Tensor) -> int | None:
-    # Inference tensors (made under Lightning's evaluation loop) keep no counter.
-    return None if tensor.is_inference() else tensor._version
-
-
-@contextmanager
-def _eager(model: nn.Module) -> Iterator[None]:
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        # Hooks set after a compiled module's first call never run. Importing dynamo
-        # takes seconds, so it is left alone where nothing was compiled.
-        if "torch._dynamo" in sys.modules and any(map(_is_compiled, model.modules())):
-            with torch.compiler.set_stance("force_eager"):
-                yield
-        else:
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
