@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Sequence
-from types import FrameType
 from typing import Any
 
 import lightning as L
@@ -13,8 +12,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lit_resnorm.modules.losses import LOSSES, SUM_DTYPE, EpochMeans, example_losses
-from lit_resnorm.modules.optimizers import default_optimizer, drop_step
+from lit_resnorm.modules.hyperparameters import outermost_init
+from lit_resnorm.modules.losses import (
+    LOSSES,
+    SUM_DTYPE,
+    EpochMeans,
+    example_losses,
+    sum_over_ranks,
+)
+from lit_resnorm.modules.optimizers import default_optimizer, drop_step, scheduled
 from lit_resnorm.nets.layers import choose
 
 __all__ = ["LitClassifier"]
@@ -64,7 +70,7 @@ class LitClassifier(L.LightningModule):
         on_divergence: str = "stop",
     ) -> None:
         super().__init__()
-        frame = _outermost_init(self)
+        frame = outermost_init(self)
         ignore = ["net", "optimizer", "lr_scheduler"]
         self.save_hyperparameters(ignore=ignore, frame=frame, logger=False)
         if "_instantiator" in self.hparams:
@@ -119,15 +125,7 @@ class LitClassifier(L.LightningModule):
                 "lr_interval='step' doesn't go with ReduceLROnPlateau, which waits for "
                 "a validation"
             )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {
-                "scheduler": scheduler,
-                "interval": self.lr_interval,
-                # LightningCLI's own ReduceLROnPlateau carries one.
-                "monitor": getattr(scheduler, "monitor", "val/loss"),
-            },
-        }
+        return scheduled(optimizer, scheduler, self.lr_interval)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs (logits), shape `(B, num_classes)`."""
@@ -143,7 +141,7 @@ class LitClassifier(L.LightningModule):
             self.train_means.reset()
         losses, sums = self._evaluate(batch)
         self.train_means.update(sums)
-        total, _, count = self._sum_over_ranks(sums)
+        total, _, count = sum_over_ranks(self.trainer, sums)
         mean = total / count
         finite = torch.isfinite(mean)
         self._finite = finite if self._finite is None else self._finite & finite
@@ -243,12 +241,6 @@ class LitClassifier(L.LightningModule):
         sums = torch.stack([total, correct.to(total), total.new_tensor(len(losses))])
         return losses, sums
 
-    def _sum_over_ranks(self, value: Tensor) -> Tensor:
-        """Return the sum of a tensor over ranks, leaving the tensor as it is."""
-        if self.trainer.world_size == 1:
-            return value
-        return self.trainer.strategy.reduce(value.clone(), reduce_op="sum")
-
     def _log_epoch(self, name: str, value: Tensor) -> None:
         """Log a value that all ranks have alike."""
         # The maximum of equal values is exact for any number of ranks; a mean isn't.
@@ -260,16 +252,3 @@ class LitClassifier(L.LightningModule):
         for name, value in values.items():
             self._log_epoch(f"{stage}/{name}", value)
         return values["loss"]
-
-
-def _outermost_init(module: L.LightningModule) -> FrameType | None:
-    """Return the frame of the outermost `__init__` that is building `module`.
-
-    Its arguments alone make the module again; those that a class passes on to its base
-    would come twice.
-    """
-    frame = inspect.currentframe()
-    frame = frame and frame.f_back
-    while frame and frame.f_back and frame.f_back.f_locals.get("self") is module:
-        frame = frame.f_back
-    return frame

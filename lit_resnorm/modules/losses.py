@@ -2,10 +2,17 @@
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
-__all__ = ["LOSSES", "SUM_DTYPE", "EpochMeans", "example_losses"]
+__all__ = [
+    "LOSSES",
+    "SUM_DTYPE",
+    "EpochMeans",
+    "example_losses",
+    "sum_over_ranks",
+]
 
 LOSSES = ("cross_entropy", "mse")
 # Apple's GPUs have no float64.
@@ -43,6 +50,13 @@ def example_losses(loss: str, output: Tensor, target: Tensor) -> Tensor:
     if classes:
         target = F.one_hot(target, output.shape[1])
     return (output - target.to(output)).square().sum(1) / 2
+
+
+def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
+    """Return the sum of a tensor over ranks, leaving the tensor as it is."""
+    if trainer.world_size == 1:
+        return value
+    return trainer.strategy.reduce(value.clone(), reduce_op="sum")
 
 
 class EpochMeans(Metric):

@@ -1,16 +1,39 @@
-"""The default optimizer, and how any optimizer is kept from taking a step."""
+"""The default optimizer, and how any one is scheduled or kept from a step."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-__all__ = ["default_optimizer", "drop_step"]
+__all__ = ["default_optimizer", "drop_step", "scheduled"]
 
 
 def default_optimizer(params: Iterable[Tensor]) -> torch.optim.Optimizer:
     """Return stochastic gradient descent with learning rate 0.05 and momentum 0.9."""
     return torch.optim.SGD(params, lr=0.05, momentum=0.9)
+
+
+def scheduled(
+    optimizer: torch.optim.Optimizer, scheduler: Any, interval: str
+) -> OptimizerLRScheduler:
+    """Return an optimizer with its scheduler, as Lightning takes them.
+
+    Args:
+        optimizer: The optimizer.
+        scheduler: Its scheduler; watches `val/loss`, or what its `monitor` names.
+        interval: Whether it steps each `epoch` or optimizer `step`.
+    """
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {
+            "scheduler": scheduler,
+            "interval": interval,
+            # LightningCLI's own ReduceLROnPlateau carries one.
+            "monitor": getattr(scheduler, "monitor", "val/loss"),
+        },
+    }
 
 
 def drop_step(optimizer: torch.optim.Optimizer, *, scaled: bool) -> None:
