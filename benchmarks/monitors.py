@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from work_items import ITEMS
 
 from lit_resnorm.measures.activation import activation_rates
 from lit_resnorm.measures.moments import flow_between_sites, signal_and_noise
@@ -34,50 +35,6 @@ from lit_resnorm_callbacks import (
     MomentTracer,
     Probe,
 )
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, and a shortcut."""
-
-    def __init__(self, num_in: int, num_out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(num_in, num_out, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(num_out)
-        self.conv2 = nn.Conv2d(num_out, num_out, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(num_out)
-        self.shortcut = nn.Sequential()
-        if stride != 1:
-            conv = nn.Conv2d(num_in, num_out, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(num_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output."""
-        h = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(h)) + self.shortcut(x))
-
-
-def resnet20() -> nn.Sequential:
-    """Return W2: three stages of three blocks, 16, 32 and 64 channels."""
-    stem = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
-    blocks, width = [], 16
-    for num_out in (16, 32, 64):
-        for place in range(3):
-            stride = 2 if place == 0 and num_out > 16 else 1
-            blocks.append(BasicBlock(width, num_out, stride))
-            width = num_out
-    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)
-    return nn.Sequential(*stem, *blocks, *head)
-
-
-def mlp() -> nn.Sequential:
-    """Return W1: nine hidden layers of 128."""
-    layers: list[nn.Module] = [nn.Flatten()]
-    for num_in in (784, *[128] * 8):
-        layers += [nn.Linear(num_in, 128), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(128, 10))
-
-
-WORK = {"W1": (mlp, (256, 1, 28, 28)), "W2": (resnet20, (128, 3, 32, 32))}
 
 
 class Module(L.LightningModule):
@@ -142,7 +99,7 @@ def interleaved(functions: dict[str, Callable[[], object]], repeats: int) -> dic
 
 def report_measurements(name: str, repeats: int) -> None:
     """Print one measurement of each measure in forward passes."""
-    make, shape = WORK[name]
+    make, shape = ITEMS[name]
     torch.manual_seed(0)
     net, x = make(), torch.randn(shape)
     flow = flow_between_sites(net, x)
@@ -173,7 +130,7 @@ def report_measurements(name: str, repeats: int) -> None:
 
 def report_training(name: str, repeats: int) -> None:
     """Print what our probes at their default cadence add to a bare step."""
-    make, shape = WORK[name]
+    make, shape = ITEMS[name]
     torch.manual_seed(0)
     size = shape[0]
     data = TensorDataset(torch.randn(shape), torch.randint(10, (size,)))
@@ -255,7 +212,7 @@ PEERS = {
 
 def report_peers(name: str, repeats: int) -> None:
     """Print what other monitors add to a bare step."""
-    make, shape = WORK[name]
+    make, shape = ITEMS[name]
     print(f"\n{name}: other monitors, a step with over a step without")
     for package, (watch, default, label) in PEERS.items():
         if importlib.util.find_spec(package) is None:
@@ -304,7 +261,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     os.environ["WANDB_SILENT"] = "true"
-    for name in WORK:
+    for name in ("W1", "W2"):
         report_measurements(name, repeats)
         report_training(name, repeats)
         report_peers(name, repeats)
