@@ -15,13 +15,15 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_resnorm.data.labelled import check_label_noise, flipped_labels
 from lit_resnorm.measures.copies import Bound, eager
 from lit_resnorm.measures.stacked_optimizer import check_elementwise
 from lit_resnorm.measures.twins import clip_by_norm, clip_by_value
+from lit_resnorm.member_labels import noisy_labels, targets_of
+from lit_resnorm.member_means import MemberMeans, logged_values
 from lit_resnorm.members import Members
 from lit_resnorm.modules.classifier import LitClassifier
-from lit_resnorm.modules.losses import SUM_DTYPE
+from lit_resnorm.modules.losses import sum_over_ranks
+from lit_resnorm.modules.optimizers import scheduled
 
 __all__ = ["Population"]
 
@@ -76,7 +78,7 @@ class Population(L.LightningModule):
         self._finite: Tensor | None = None
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
         self._labels_MN: Tensor | None = None
-        self._sums: Tensor | None = None
+        self._means = MemberMeans()
 
     def _settings(self) -> list[dict[str, Any]]:
         """Return the optimizer's settings that each member has of its own."""
@@ -123,20 +125,8 @@ class Population(L.LightningModule):
                 f"num_classes={model.num_classes} of the model, but the data has"
                 f" {classes} ({stage})"
             )
-        shares = [member.get("label_noise", 0.0) for member in self.members]
-        if stage != "fit" or not any(shares):
-            return
-        labels = getattr(getattr(data, "train_set", None), "y", None)
-        if classes is None or labels is None or labels.is_floating_point():
-            raise ValueError("label_noise of members needs a data module with classes")
-        for share in shares:
-            check_label_noise(share, classes)
-        self._labels_MN = torch.stack(
-            [
-                flipped_labels(labels, share, classes, member.get("seed", 0))
-                for share, member in zip(shares, self.members, strict=True)
-            ]
-        )
+        if stage == "fit":
+            self._labels_MN = noisy_labels(data, self.members)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the variant's optimizer over all members, with its scheduler."""
@@ -154,23 +144,17 @@ class Population(L.LightningModule):
         if model.lr_scheduler is None:
             return optimizer
         scheduler = model.lr_scheduler(optimizer)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {
-                "scheduler": scheduler,
-                "interval": model.lr_interval,
-                "monitor": getattr(scheduler, "monitor", "val/loss"),
-            },
-        }
+        return scheduled(optimizer, scheduler, model.lr_interval)
 
     def training_step(self, batch: Sequence[Tensor]) -> Tensor:
         """Return the sum over healthy members of their mean losses on this batch."""
         weights = self.stacks.stacked()
         updated = {n: b.clone() for n, b in self.stacks.buffers_of_nets().items()}
         outputs_MBC = self._run(batch[0], weights | updated)
-        losses_MB = self._losses(outputs_MBC, self._targets(batch))
+        targets = targets_of(batch, len(self.members), self._labels_MN)
+        losses_MB = self._losses(outputs_MBC, targets)
         mean_M = losses_MB.mean(1)
-        finite_M = self._on_all_ranks(mean_M.isfinite())
+        finite_M = sum_over_ranks(self.trainer, (~mean_M.isfinite()).float()) == 0
         self._finite = finite_M if self._finite is None else self._finite & finite_M
         healthy_M = self._finite & ~self.diverged
         with torch.no_grad():
@@ -223,11 +207,11 @@ class Population(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start over."""
-        self._sums = None
+        self._means = MemberMeans()
 
     def on_test_epoch_start(self) -> None:
         """Start over."""
-        self._sums = None
+        self._means = MemberMeans()
 
     def validation_step(self, batch: Sequence[Tensor]) -> None:
         """Add a batch to the members' sums."""
@@ -245,18 +229,6 @@ class Population(L.LightningModule):
         """Log the members' means."""
         self._end("test")
 
-    def _targets(self, batch: Sequence[Tensor]) -> Tensor:
-        """Return each member's targets, shape `(M, B)` or `(M, B, C)`."""
-        num = len(self.members)
-        if self._labels_MN is None:
-            return batch[1].expand(num, *batch[1].shape)
-        if len(batch) < 3:
-            raise ValueError(
-                "label_noise of members needs batches (x, y, index): give the data"
-                " module with_index=True"
-            )
-        return self._labels_MN.to(batch[2].device)[:, batch[2]]
-
     def _losses(self, outputs_MBC: Tensor, targets: Tensor) -> Tensor:
         return torch.func.vmap(self._model[0].losses)(outputs_MBC, targets)
 
@@ -264,45 +236,23 @@ class Population(L.LightningModule):
         outputs_MBC = self(batch[0])
         target = batch[1].expand(len(self.members), *batch[1].shape)
         losses_MB = self._losses(outputs_MBC, target)
-        label = batch[1].argmax(1) if batch[1].is_floating_point() else batch[1]
-        sums = [
-            losses_MB.sum(1, dtype=SUM_DTYPE),
-            (outputs_MBC.argmax(2) == label).sum(1, dtype=SUM_DTYPE),
-            torch.full_like(losses_MB[:, 0], len(label), dtype=SUM_DTYPE),
-        ]
-        added = torch.stack(sums)
-        self._sums = added if self._sums is None else self._sums + added
+        self._means.add(losses_MB, outputs_MBC, batch[1])
 
     def _end(self, stage: str) -> None:
-        if self._sums is None or self.trainer.sanity_checking:
+        if self.trainer.sanity_checking:
             return
-        loss, correct, count = self._sum_over_ranks(self._sums)
-        values = {"loss": loss / count, "accuracy": correct / count}
-        self._send(stage, values, self.trainer.global_step)
+        if values := self._means.over_ranks(self.trainer):
+            self._send(stage, values, self.trainer.global_step)
 
     def _send(self, stage: str, values: dict[str, Tensor], step: int) -> None:
         """Log each member's values, and their means over those that are healthy."""
         # LightningModule.log takes longer than a small net's step for each value.
-        width = max(2, len(str(len(self.members) - 1)))
-        logged: dict[str, float] = {"population/diverged": float(self.diverged.sum())}
-        for name, value_M in values.items():
-            host = value_M.double().cpu()
-            logged[f"{stage}/{name}"] = host[~self.diverged.cpu()].mean().item()
-            for i, value in enumerate(host.tolist()):
-                logged[f"{stage}/{name}/{i:0{width}d}"] = value
+        logged = logged_values(stage, values, self.diverged)
         self.trainer.callback_metrics.update(
             {key: torch.tensor(value) for key, value in logged.items()}
         )
         for logger in self.trainer.loggers:
             logger.log_metrics(logged, step=step)
-
-    def _on_all_ranks(self, finite_M: Tensor) -> Tensor:
-        return self._sum_over_ranks((~finite_M).float()) == 0
-
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        if self.trainer.world_size == 1:
-            return values
-        return self.trainer.strategy.reduce(values.clone(), reduce_op="sum")
 
 
 def _made(model: Callable[[], LitClassifier], member: Mapping[str, Any]) -> Any:
