@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,7 @@ from lit_resnorm.measures.observe import (
 )
 from lit_resnorm.measures.sites import Site
 from lit_resnorm.measures.tracing import trace
-from lit_resnorm_callbacks.cadence import Cadence, steps_taken
+from lit_resnorm_callbacks.cadence import Cadence, is_dry_run, steps_taken
 from lit_resnorm_callbacks.destinations import (
     send_charts,
     send_figures,
@@ -33,15 +33,13 @@ from lit_resnorm_callbacks.destinations import (
 from lit_resnorm_callbacks.probe_batch import fixed_batch, network_output
 from lit_resnorm_callbacks.ranks import OutOfMemoryError, measured_together
 from lit_resnorm_callbacks.records import Records
+from lit_resnorm_callbacks.strategies import buffers_of_rank_0, check_strategy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Batch = Any
 """This rank's share of the probe batch, as the loader gives it."""
-
-# Strategies that leave only a part of the weights on a rank.
-_SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
 
 class Probe(Callback, ABC):
@@ -158,23 +156,19 @@ class Probe(Callback, ABC):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what can't work, before anything is trained."""
-        probes = [c for c in _callbacks(trainer) if isinstance(c, Probe)]
+        callbacks: list[Callback] = getattr(trainer, "callbacks", [])
+        probes = [c for c in callbacks if isinstance(c, Probe)]
         if any(p is not self and p.name == self.name for p in probes):
             raise ValueError(
                 f"two callbacks have the name {self.name!r}; give one a name"
             )
-        strategy = type(trainer.strategy).__name__
-        if strategy in _SHARDING:
-            raise ValueError(
-                f"{self.name}: {strategy} leaves a part of the weights on each rank,"
-                " and a probe needs them whole"
-            )
+        check_strategy(trainer, self.name)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fetch the probe batch, find the sites, and measure if that is asked for."""
         self._prepare(trainer, pl_module)
         step = steps_taken(trainer)
-        start = self.cadence.at_start or _dry(trainer)
+        start = self.cadence.at_start or is_dry_run(trainer)
         if step == 0 and start:
             self.run(trainer, pl_module, step)
 
@@ -188,14 +182,14 @@ class Probe(Callback, ABC):
     ) -> None:
         """Measure if this batch ended a step that the cadence names."""
         step = steps_taken(trainer, in_batch=True)
-        fresh = step != self._last_step and not _dry(trainer)
+        fresh = step != self._last_step and not is_dry_run(trainer)
         if fresh and self.cadence.due(step):
             self.run(trainer, pl_module, step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the trained weights, and draw the figures."""
         step = steps_taken(trainer)
-        fresh = step != self._last_step and not _dry(trainer)
+        fresh = step != self._last_step and not is_dry_run(trainer)
         if self.cadence.at_end and fresh:
             self.run(trainer, pl_module, step)
         self._log_figures(trainer)
@@ -255,9 +249,10 @@ class Probe(Callback, ABC):
         self._batch = batch if coupled else take_rows(batch, share)
 
     def _measured(self, trainer: Trainer, module: LightningModule) -> dict[str, Tensor]:
+        evals = self.norm_mode == "eval"
         while True:
             try:
-                with self._shared_statistics(trainer, module):
+                with buffers_of_rank_0(trainer, module) if evals else nullcontext():
                     return measured_together(
                         trainer,
                         lambda reduce: self.measure(module, self._batch, reduce),
@@ -270,33 +265,21 @@ class Probe(Callback, ABC):
                 reason = error
             if self.strict:
                 raise reason
-            self._warn_once(f"{type(reason).__name__}: {reason}")
+            why = f"{type(reason).__name__}: {reason}"
+            self._warn_once(
+                why,
+                f"nothing was measured, NaN is logged and the training goes on ({why})",
+            )
             nan = torch.tensor(torch.nan)
             return {**dict.fromkeys(self._keys, nan), "failed": torch.tensor(1.0)}
 
-    @contextmanager
-    def _shared_statistics(
-        self, trainer: Trainer, module: LightningModule
-    ) -> Iterator[None]:
-        # Running statistics drift apart between ranks; rank 0's are what is saved.
-        if self.norm_mode != "eval" or trainer.world_size == 1:
-            yield
-            return
-        with untouched(module), torch.no_grad():
-            for buffer in module.buffers():
-                buffer.copy_(trainer.strategy.broadcast(buffer))
-            yield
-
-    def _warn_once(self, reason: str) -> None:
+    def _warn_once(self, reason: str, message: str) -> None:
         if reason not in self._warned:
             self._warned.add(reason)
-            rank_zero_warn(
-                f"{self.name}: nothing was measured, NaN is logged and the training"
-                f" goes on ({reason})"
-            )
+            rank_zero_warn(f"{self.name}: {message}")
 
     def _log_figures(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero and trainer.loggers and not _dry(trainer):
+        if trainer.is_global_zero and trainer.loggers and not is_dry_run(trainer):
             send_figures(trainer, self._last_step, self.figures())
             curves = self._records.depth_curves(self.prefix)
             send_charts(trainer, self._last_step, curves)
@@ -305,11 +288,3 @@ class Probe(Callback, ABC):
 def _weights(module: LightningModule) -> tuple[tuple[int, int], ...]:
     """Return what changes whenever a weight does: identities and version counters."""
     return tuple((id(p), p._version) for p in module.parameters())
-
-
-def _dry(trainer: Trainer) -> bool:
-    return bool(getattr(trainer, "fast_dev_run", False))
-
-
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    return getattr(trainer, "callbacks", [])

@@ -47,3 +47,8 @@ def steps_taken(trainer: Trainer, *, in_batch: bool = False) -> int:
     loop = trainer.fit_loop.epoch_loop
     stepped = in_batch and not loop._should_accumulate()
     return loop._batches_that_stepped + stepped
+
+
+def is_dry_run(trainer: Trainer) -> bool:
+    """Say whether this is Lightning's `fast_dev_run`."""
+    return bool(getattr(trainer, "fast_dev_run", False))

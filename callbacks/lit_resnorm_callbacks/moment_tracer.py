@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lit_resnorm.figures import growth
@@ -201,11 +201,11 @@ class MomentTracer(Probe):
 
     def _tell_without_rule(self, profile: DepthProfile) -> None:
         reason = ", ".join(profile.without_rule)
-        if reason and reason not in self._warned:
-            self._warned.add(reason)
-            rank_zero_warn(
-                f"{self.name}: {reason} can't be differentiated forward; noise that"
-                " depends on it is NaN, the rest is measured"
+        if reason:
+            self._warn_once(
+                reason,
+                f"{reason} can't be differentiated forward; noise that"
+                " depends on it is NaN, the rest is measured",
             )
 
 
