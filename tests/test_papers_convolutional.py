@@ -3,8 +3,8 @@
 import math
 from functools import partial
 
-import pandas as pd
 import pytest
+from judging import judged
 
 from lit_resnorm.cli_errors import UsageError
 from lit_resnorm.modules import LitBNFeedForward, LitBNResNet
@@ -17,27 +17,17 @@ from lit_resnorm.papers.labatie2019.convolutional import (
 )
 
 
-def judged(item, **changes):
+def passes(item, **changes):
     """Return whether each check passes, at small settings with changes."""
-    settings = {**item.scales["small"], **changes}
-    rows = [
-        {**cell, **row}
-        for cell in item.cells(settings)
-        for row in item.run(settings, cell, 0)
-    ]
-    curves = pd.DataFrame(rows)
-    item.figure(curves, settings)
-    checks = item.checks(curves, settings)
-    assert len({check.name for check in checks}) == len(checks)
-    return [check.passed for check in checks]
+    return [check.passed for check in judged(item, **changes).values()]
 
 
 @pytest.mark.slow
 def test_convolutions_collapse_and_with_batch_norm_do_not(monkeypatch):
     small = {"width": 64, "draws": 2}
-    right = judged(FIG3_CONV, **small)
+    right = passes(FIG3_CONV, **small)
     monkeypatch.setattr(fig3, "LitVanillaNet", LitBNFeedForward)
-    growth, _, rank = judged(FIG3_CONV, **small)
+    growth, _, rank = passes(FIG3_CONV, **small)
     assert right[0]
     assert right[1]
     assert not growth
@@ -47,10 +37,10 @@ def test_convolutions_collapse_and_with_batch_norm_do_not(monkeypatch):
 @pytest.mark.slow
 def test_convolutions_explode_with_batch_norm_and_with_layer_norm_do_not(monkeypatch):
     small = {"width": 64, "draws": {"64": 2}}
-    assert all(judged(FIG4_CONV, **small))
+    assert all(passes(FIG4_CONV, **small))
     layer_norm = partial(LitBNFeedForward, norm="layer")
     monkeypatch.setattr(fig4, "LitBNFeedForward", layer_norm)
-    linear, *_, growths, _ = judged(FIG4_CONV, **small)
+    linear, *_, growths, _ = passes(FIG4_CONV, **small)
     assert not linear
     assert not growths
 
@@ -58,9 +48,9 @@ def test_convolutions_explode_with_batch_norm_and_with_layer_norm_do_not(monkeyp
 @pytest.mark.slow
 def test_convolutions_are_diluted_and_with_halved_skips_are_not(monkeypatch):
     small = {"width": 32, "draws": 2}
-    assert all(judged(FIG5_CONV, **small))
+    assert all(passes(FIG5_CONV, **small))
     monkeypatch.setattr(fig5, "LitBNResNet", partial(LitBNResNet, scale="half"))
-    _, power, _, share, _ = judged(FIG5_CONV, **small)
+    _, power, _, share, _ = passes(FIG5_CONV, **small)
     assert not power
     assert not share
 

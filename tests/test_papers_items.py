@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from judging import judged
 
 from lit_resnorm.modules import LitBNFeedForward, LitBNResNet, LitMLP
 from lit_resnorm.papers.furusho2020 import fig7
@@ -20,20 +21,6 @@ from lit_resnorm.papers.furusho_sep.distance_ratio import (
     threshold_error,
 )
 from lit_resnorm.papers.labatie2019 import fig3, fig5
-
-
-def judged(item, **changes):
-    """Return the item's checks by name, at its small settings with changes."""
-    settings = {**item.scales["small"], **changes}
-    rows = [
-        {**cell, **row}
-        for cell in item.cells(settings)
-        for row in item.run(settings, cell, 0)
-    ]
-    curves = pd.DataFrame(rows)
-    item.figure(curves, settings)
-    return {check.name: check for check in item.checks(curves, settings)}
-
 
 FIG7 = {
     "width": 100,
