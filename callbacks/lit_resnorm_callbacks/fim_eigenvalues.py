@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_resnorm.measures.fisher import (
     FisherSpectrum,
@@ -17,6 +16,7 @@ from lit_resnorm.measures.fisher import (
 )
 from lit_resnorm.measures.observe import Reduce, identity, num_rows, take_rows
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
+from lit_resnorm_callbacks.distributions import distribution_of
 from lit_resnorm_callbacks.rates import largest_rate
 
 _LABELS = ("labels", "label", "targets", "target", "y")
@@ -30,31 +30,6 @@ def targets_of(batch: Batch) -> Tensor | None:
     elif isinstance(batch, (tuple, list)) and len(batch) > 1:
         found = batch[1]
     return found if isinstance(found, Tensor) else None
-
-
-# Losses by the name that our modules give them, and torch's own.
-_OUTPUTS = {"cross_entropy": "softmax", "mse": "gaussian"}
-_LOSSES = {nn.CrossEntropyLoss: "softmax", nn.BCEWithLogitsLoss: "bernoulli"}
-
-
-def distribution_of(module: nn.Module) -> str:
-    """Return the distribution that belongs to a module's loss, `auto` without one.
-
-    Raises:
-        ValueError: If its loss tells none.
-    """
-    loss = getattr(module, "loss", None)
-    if isinstance(loss, str) and loss in _OUTPUTS:
-        return _OUTPUTS[loss]
-    if not isinstance(loss, nn.modules.loss._Loss):
-        return "auto"
-    if type(loss) not in _LOSSES:
-        raise ValueError(
-            f"output is 'auto' and the module's loss is {type(loss).__name__}, which"
-            " tells no distribution; give output 'softmax', 'bernoulli' or 'gaussian'"
-            " (and loss_scale)"
-        )
-    return _LOSSES[type(loss)]
 
 
 class FIMEigenvalueProbe(Probe):
@@ -145,7 +120,6 @@ class FIMEigenvalueProbe(Probe):
         self.target_fn = target_fn
         self.memory = memory
         self._vectors: Tensor | None = None
-        self._warned_of_rate = False
         check_arguments(output=output, num_eigenvalues=num_eigenvalues, tol=tol)
 
     def state_dict(self) -> dict[str, Any]:
@@ -250,13 +224,13 @@ class FIMEigenvalueProbe(Probe):
         if rate is None:
             return {"rate_bound": 2 / lambda_max if lambda_max else float("inf")}
         ratio = rate.value / rate.bound if rate.bound else float("inf")
-        if rate.binding and ratio > 1 and not self._warned_of_rate:
-            self._warned_of_rate = True
-            rank_zero_warn(
-                f"{self.name}: the learning rate {rate.value:.3g} is"
+        if rate.binding and ratio > 1:
+            self._warn_once(
+                "rate",
+                f"the learning rate {rate.value:.3g} is"
                 f" {ratio:.3g} times its bound {rate.bound:.3g}, above which the"
                 " optimizer diverges on a quadratic of the measured curvature"
-                f" (lambda_max {lambda_max:.3g})"
+                f" (lambda_max {lambda_max:.3g})",
             )
         return {
             "rate_bound": rate.bound,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_resnorm.measures.fisher.heads import check_output
-from lit_resnorm_callbacks.fim_eigenvalues import distribution_of, targets_of
+from lit_resnorm_callbacks.distributions import distribution_of
+from lit_resnorm_callbacks.fim_eigenvalues import targets_of
 
 LossFn = Callable[[Any, Any], Tensor]
 """Takes output and target; returns the loss of each example, or their mean."""
