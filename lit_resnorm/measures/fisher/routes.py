@@ -21,7 +21,7 @@ from lit_resnorm.measures.fisher.gram import gram_matrix, parameter_matrix
 from lit_resnorm.measures.fisher.layers import Block, Leavings
 from lit_resnorm.measures.fisher.measurement import Measurement
 from lit_resnorm.measures.fisher.result import FisherSpectrum
-from lit_resnorm.measures.fisher.stores import Store, block_product
+from lit_resnorm.measures.fisher.start import cold_start
 from lit_resnorm.measures.spectra import top_eigenpairs
 
 Layers = Mapping[str, tuple[Block, ...]]
@@ -165,38 +165,6 @@ def _decomposed(
         pairs.residuals[keep].cpu(),
         layers=layers or {},
     )
-
-
-def cold_start(of: Measurement, num_vectors: int) -> Tensor:
-    """Return start vectors for the largest eigenvalues, shape `(D, B)`, float64.
-
-    They are the largest eigenvectors of the last layer's block, whose Gram matrix is
-    nearly free and resembles that of the whole, with noise that keeps every eigenvector
-    within reach.
-    """
-    noise = torch.Generator().manual_seed(0)
-    mixed_DB = torch.randn(
-        of.examples.dim, num_vectors, generator=noise, dtype=torch.float64
-    ).to(of.sweep.network.device)
-    mixed_DB /= mixed_DB.norm(dim=0)
-    last = [block for block in of.sweep.blocks if block.places][-1:]
-    if of.coupled or not last:
-        return mixed_DB
-    store = Store(last[0], of.sweep)
-    of.sweep(last, lambda _, left: store.keep(left))
-    kept = store.kept(of.examples.shards)
-    if kept.left is not None and not kept.left.is_floating_point():
-        return mixed_DB
-    pairs = top_eigenpairs(
-        lambda dual_DB: block_product(kept, dual_DB),
-        mixed_DB,
-        num_vectors,
-        tol=0.1,
-        block=num_vectors,
-        max_products=6 * num_vectors,
-        precision=torch.finfo(kept.rows.dtype).eps,
-    )
-    return pairs.vectors + 0.1 * mixed_DB
 
 
 def _from_products(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpectrum:
