@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from lit_resnorm.diagnose import advice
+from lit_resnorm.diagnose.judged import Judged
 from lit_resnorm.diagnose.result import DepthRow, Finding
 from lit_resnorm.diagnose.trends import (
     COLLAPSED,
@@ -18,52 +18,10 @@ from lit_resnorm.diagnose.trends import (
     Trend,
     kept_apart,
     main_line,
-    trend,
 )
-from lit_resnorm.measures.moments.pathology import MIN_LAYERS, STEEP, Verdict
+from lit_resnorm.measures.moments.pathology import MIN_LAYERS, STEEP
 
 TOO_FAR = "a factor of 1/sqrt(eps) of float32"
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What the verdicts on depth rest on.
-
-    Attributes:
-        rows: The table by depth.
-        verdict: On signal and noise.
-        num_examples: Size of the probe batch.
-        normalised: Whether the network has norms.
-        without_rule: Operations that noise can't pass.
-    """
-
-    rows: Sequence[DepthRow]
-    verdict: Verdict
-    num_examples: int
-    normalised: bool
-    without_rule: tuple[str, ...] = ()
-
-    @property
-    def residual(self) -> bool:
-        """Whether the network has residual additions."""
-        return any(row.kind == "addition" for row in self.rows)
-
-    @property
-    def forward(self) -> Trend:
-        """Of the activations' norms, from input to output."""
-        line = main_line(self.rows)
-        return trend([r.depth for r in line], [r.forward for r in line])
-
-    @property
-    def backward(self) -> Trend:
-        """Of the gradients' norms, from output to input."""
-        line = main_line(self.rows)[::-1]
-        return trend([-r.depth for r in line], [r.backward for r in line])
-
-    @property
-    def undetermined(self) -> bool:
-        """Whether signal and noise can't be judged."""
-        return self.verdict.pathology == "undetermined" or self.num_examples < 2
 
 
 def depth_findings(judged: Judged) -> list[Finding]:
@@ -92,16 +50,27 @@ def not_finite(rows: Sequence[DepthRow]) -> list[Finding]:
 
 
 def _signal_or_noise(judged: Judged) -> list[Finding]:
-    verdict = judged.verdict
     if judged.undetermined:
         return [_no_verdict(judged)]
-    chi = [row.log_sensitivity for row in main_line(judged.rows)]
+    verdict = judged.verdict.pathology
+    most, end = kept_apart(judged.rows)
+    collapsed = judged.verdict.num_layers >= TELLING and end <= COLLAPSED * most
+    if verdict == "signal" or (collapsed and verdict != "snr"):
+        return [_signal(judged)]
+    return [_noise(judged)] if verdict == "snr" else []
+
+
+def _evidence(judged: Judged) -> dict[str, float]:
+    """Return what the verdict on signal and noise rests on."""
+    verdict = judged.verdict
     ranks = [
         row.effective_rank
         for row in judged.rows
         if row.effective_rank is not None and not math.isnan(row.effective_rank)
     ]
-    evidence = {
+    chi = [row.log_sensitivity for row in main_line(judged.rows)]
+    most, end = kept_apart(judged.rows)
+    return {
         "layers": verdict.num_layers,
         "effective_rank_largest": max(ranks, default=math.nan),
         "effective_rank_at_end": verdict.effective_rank,
@@ -109,51 +78,54 @@ def _signal_or_noise(judged: Judged) -> list[Finding]:
         "log_chi_at_end": chi[-1] if chi else math.nan,
         "exponential_goodness": verdict.exponential.goodness,
         "power_goodness": verdict.power.goodness,
+        "separation_largest": most,
+        "separation_at_end": end,
     }
-    most, end = kept_apart(judged.rows)
-    evidence |= {"separation_largest": most, "separation_at_end": end}
-    collapsed = verdict.num_layers >= TELLING and end <= COLLAPSED * most
-    if verdict.pathology == "signal" or (collapsed and verdict.pathology != "snr"):
-        words = (
-            "signal pathology: the examples collapse to a line; the share of their"
-            f" power off it falls from {most:.2g} to {end:.2g}, the effective rank from"
-            f" {max(ranks, default=math.nan):.3g} to {verdict.effective_rank:.3g}, over"
-            f" {verdict.num_layers} layers"
-        )
-        return [
-            Finding(
-                "signal",
-                "pathology",
-                words,
-                evidence,
-                advice.against_collapse(residual=judged.residual),
-                f"{advice.LABATIE}, section 4",
-                "P",
-            )
-        ]
-    if verdict.pathology == "snr":
-        words = (
-            "noise pathology: the noise over the signal, chi, grows exponentially, by"
-            f" {math.exp(verdict.exponential.slope):.3g} a layer (from"
-            f" {math.exp(STEEP):.3g} on it is an explosion) to {_power(chi[-1])}"
-        )
-        suggestions = (
-            advice.against_explosion(residual=True, normalised=judged.normalised)
-            if judged.residual
-            else (advice.SKIPS_AND_NORM,)
-        )
-        return [
-            Finding(
-                "noise",
-                "pathology",
-                words,
-                evidence,
-                suggestions,
-                f"{advice.LABATIE}, section 4",
-                "P",
-            )
-        ]
-    return []
+
+
+def _signal(judged: Judged) -> Finding:
+    evidence = _evidence(judged)
+    words = (
+        "signal pathology: the examples collapse to a line; the share of their"
+        f" power off it falls from {evidence['separation_largest']:.2g} to"
+        f" {evidence['separation_at_end']:.2g}, the effective rank from"
+        f" {evidence['effective_rank_largest']:.3g} to"
+        f" {evidence['effective_rank_at_end']:.3g}, over"
+        f" {evidence['layers']} layers"
+    )
+    return Finding(
+        "signal",
+        "pathology",
+        words,
+        evidence,
+        advice.against_collapse(residual=judged.residual),
+        f"{advice.LABATIE}, section 4",
+        "P",
+    )
+
+
+def _noise(judged: Judged) -> Finding:
+    evidence = _evidence(judged)
+    words = (
+        "noise pathology: the noise over the signal, chi, grows exponentially, by"
+        f" {math.exp(evidence['log_chi_slope']):.3g} a layer (from"
+        f" {math.exp(STEEP):.3g} on it is an explosion) to"
+        f" {_power(evidence['log_chi_at_end'])}"
+    )
+    suggestions = (
+        advice.against_explosion(residual=True, normalised=judged.normalised)
+        if judged.residual
+        else (advice.SKIPS_AND_NORM,)
+    )
+    return Finding(
+        "noise",
+        "pathology",
+        words,
+        evidence,
+        suggestions,
+        f"{advice.LABATIE}, section 4",
+        "P",
+    )
 
 
 def _no_verdict(judged: Judged) -> Finding:

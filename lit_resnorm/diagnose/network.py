@@ -12,12 +12,13 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from lit_resnorm.diagnose.configured import Descent, descent_of
-from lit_resnorm.diagnose.judgement import Judged, depth_findings
+from lit_resnorm.diagnose.judged import Judged
+from lit_resnorm.diagnose.judgement import depth_findings
 from lit_resnorm.diagnose.losses import Loss, LossFn, loss_of
-from lit_resnorm.diagnose.measuring import curvature_of, depth_rows, profile_of_network
+from lit_resnorm.diagnose.measuring import depth_rows, profile_of_network
 from lit_resnorm.diagnose.progress import Progress, silent
 from lit_resnorm.diagnose.rate_judgement import rate_findings
-from lit_resnorm.diagnose.rate_trials import Tried, tried_rates
+from lit_resnorm.diagnose.rate_trials import Tried, curvature_and_rates
 from lit_resnorm.diagnose.result import Diagnosis, Finding, Status
 from lit_resnorm.measures.moments import pathology
 from lit_resnorm.measures.observe import num_rows, take_rows, untouched
@@ -82,54 +83,36 @@ def diagnose(
         outputs = run(lambda: forward(module, few))
     loss = loss_of(module, outputs, few, distribution=output, loss_fn=loss_fn)
     notes = _notes(loss, descent, no_rate)
-    broken = _broken_weights(module)
-    flow, profile = profile_of_network(
-        module, batch, forward=forward, norm_mode=norm_mode, seed=seed, told=progress
-    )
-    rows = depth_rows(
+    judged = _judged(
         module,
         batch,
-        flow,
-        profile,
         loss,
         forward=forward,
         norm_mode=norm_mode,
+        seed=seed,
         told=progress,
     )
-    judged = Judged(
-        rows=rows,
-        verdict=pathology(profile),
-        num_examples=num_rows(batch),
-        normalised=any(site.kind == "norm" for site in flow.sites),
-        without_rule=profile.without_rule,
-    )
-    findings = broken or depth_findings(judged)
+    findings = _broken_weights(module) or depth_findings(judged)
     curvature, tried = None, Tried()
-    ill = any(finding.name == "not_finite" for finding in findings)
-    if not ill:
-        curvature, told = curvature_of(
-            module, batch, loss, descent, forward=forward, told=progress
-        )
-        notes += told
-    if curvature is not None:
-        tried = tried_rates(
+    if not any(finding.name == "not_finite" for finding in findings):
+        curvature, tried, told = curvature_and_rates(
             module,
             batch,
             loss,
             descent,
-            curvature,
             forward=forward,
             check_rate=check_rate,
             told=progress,
         )
-        notes += tried.notes
+        notes += told
+    if curvature is not None:
         findings += rate_findings(curvature, tried.trial, tried.stable)
     findings = sorted(findings + notes, key=lambda found: _ORDER[found.severity])
     return Diagnosis(
         network=type(module).__name__,
         status=_status(findings, judged),
         findings=tuple(findings),
-        rows=tuple(rows),
+        rows=tuple(judged.rows),
         curvature=curvature,
         stable_rates=tried.stable,
         trends=_trends(judged),
@@ -140,6 +123,39 @@ def diagnose(
             "distribution": loss.distribution,
             "seed": seed,
         },
+    )
+
+
+def _judged(
+    module: nn.Module,
+    batch: Any,
+    loss: Loss,
+    *,
+    forward: Forward,
+    norm_mode: str,
+    seed: int,
+    told: Progress,
+) -> Judged:
+    """Return what the verdicts on depth rest on."""
+    flow, profile = profile_of_network(
+        module, batch, forward=forward, norm_mode=norm_mode, seed=seed, told=told
+    )
+    rows = depth_rows(
+        module,
+        batch,
+        flow,
+        profile,
+        loss,
+        forward=forward,
+        norm_mode=norm_mode,
+        told=told,
+    )
+    return Judged(
+        rows=rows,
+        verdict=pathology(profile),
+        num_examples=num_rows(batch),
+        normalised=any(site.kind == "norm" for site in flow.sites),
+        without_rule=profile.without_rule,
     )
 
 

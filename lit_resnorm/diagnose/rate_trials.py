@@ -1,4 +1,4 @@
-"""Trying the configured rate, and others around its bound."""
+"""The bound of the rate, and trying the configured rate and others around it."""
 
 from __future__ import annotations
 
@@ -30,6 +30,35 @@ class Tried:
     trial: Trial | None = None
     stable: StableRates | None = None
     notes: tuple[Finding, ...] = ()
+
+
+def curvature_and_rates(
+    module: nn.Module,
+    batch: Any,
+    loss: Loss,
+    descent: Descent,
+    *,
+    forward: Callable[[nn.Module, Any], Any],
+    check_rate: bool,
+    told: Progress,
+) -> tuple[Curvature | None, Tried, list[Finding]]:
+    """Return the curvature, what trials at rates showed, and why there is neither."""
+    curvature, notes = curvature_of(
+        module, batch, loss, descent, forward=forward, told=told
+    )
+    if curvature is None:
+        return None, Tried(), notes
+    tried = tried_rates(
+        module,
+        batch,
+        loss,
+        descent,
+        curvature,
+        forward=forward,
+        check_rate=check_rate,
+        told=told,
+    )
+    return curvature, tried, [*notes, *tried.notes]
 
 
 def tried_rates(
