@@ -15,9 +15,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_resnorm.measures.clipping import clip_by_norm, clip_by_value
 from lit_resnorm.measures.copies import Bound, eager
 from lit_resnorm.measures.stacked_optimizer import check_elementwise
-from lit_resnorm.measures.twins import clip_by_norm, clip_by_value
 from lit_resnorm.member_labels import noisy_labels, targets_of
 from lit_resnorm.member_means import MemberMeans, logged_values
 from lit_resnorm.members import Members

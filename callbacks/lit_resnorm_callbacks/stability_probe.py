@@ -9,11 +9,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_resnorm.measures.copies import Copies
+from lit_resnorm.measures.copies import Copies, trained_parameters
 from lit_resnorm.measures.influence import influence_copies
 from lit_resnorm.measures.observe import Reduce
 from lit_resnorm.measures.sites import Site
-from lit_resnorm.measures.twins import trained_parameters
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
 from lit_resnorm_callbacks.batch_indices import BatchIndices
 from lit_resnorm_callbacks.cadence import steps_taken

@@ -18,9 +18,10 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_resnorm.measures.clipping import clip_by_norm, clip_by_value
 from lit_resnorm.measures.copies import Losses
 from lit_resnorm.measures.observe import Reduce
-from lit_resnorm.measures.twins import Share, Twins, clip_by_norm, clip_by_value
+from lit_resnorm.measures.twins import Share, Twins
 from lit_resnorm_callbacks.left_out import Hits, joined
 from lit_resnorm_callbacks.random_states import RandomStates, undisturbed
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.optim import Optimizer
 
 from lit_resnorm.measures.observe import take_rows
 
@@ -136,6 +137,25 @@ class Copies:
                 stacks[name].copy_(value)
         self.forked = set(state_dict["forked"])
         self.finite.copy_(state_dict["finite"])
+
+
+def trained_parameters(model: nn.Module, optimizer: Optimizer) -> list[str]:
+    """Return the names of the parameters that the optimizer trains.
+
+    Raises:
+        ValueError: If there are none, or the optimizer trains one that isn't the
+            model's.
+    """
+    named = {parameter: name for name, parameter in model.named_parameters()}
+    trained = [p for g in optimizer.param_groups for p in g["params"]]
+    if strangers := [p for p in trained if p not in named]:
+        raise ValueError(
+            f"the optimizer trains {len(strangers)} parameters that aren't the model's"
+        )
+    found = [named[p] for p in trained if p.requires_grad]
+    if not found:
+        raise ValueError("the optimizer trains no parameter of the model")
+    return found
 
 
 def eager() -> AbstractContextManager[Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_resnorm.measures.copies import Bound, Copies, Losses, eager
+from lit_resnorm.measures.copies import Bound, Copies, Losses, eager, trained_parameters
 from lit_resnorm.measures.observe import Reduce, take_rows
 from lit_resnorm.measures.rehearsal import Around, Rehearsal, rehearse
 from lit_resnorm.measures.stacked_optimizer import StackedOptimizer, check_elementwise
@@ -243,42 +243,6 @@ class Twins(Copies):
         alone = {name: value[0] for name, value in weights.items()}
         rows = batch if rows_KR is None else take_rows(batch, rows_KR[0])
         return self._bound.with_weights(alone, rows)[None]
-
-
-def trained_parameters(model: nn.Module, optimizer: Optimizer) -> list[str]:
-    """Return the names of the parameters that the optimizer trains.
-
-    Raises:
-        ValueError: If there are none, or the optimizer trains one that isn't the
-            model's.
-    """
-    named = {parameter: name for name, parameter in model.named_parameters()}
-    trained = [p for g in optimizer.param_groups for p in g["params"]]
-    if strangers := [p for p in trained if p not in named]:
-        raise ValueError(
-            f"the optimizer trains {len(strangers)} parameters that aren't the model's"
-        )
-    found = [named[p] for p in trained if p.requires_grad]
-    if not found:
-        raise ValueError("the optimizer trains no parameter of the model")
-    return found
-
-
-def clip_by_norm(grads: Mapping[str, Tensor], max_norm: float) -> None:
-    """Scale each copy's gradients, in place, to a norm of at most `max_norm`.
-
-    As `torch.nn.utils.clip_grad_norm_` does to each.
-    """
-    norms_NK = torch.stack([g.reshape(len(g), -1).norm(dim=1) for g in grads.values()])
-    scale_K = (max_norm / (norms_NK.norm(dim=0) + 1e-6)).clamp(max=1.0)
-    for grad in grads.values():
-        grad.mul_(scale_K.to(grad.dtype).view(-1, *[1] * (grad.ndim - 1)))
-
-
-def clip_by_value(grads: Mapping[str, Tensor], max_value: float) -> None:
-    """Clamp gradients, in place, to absolute values of at most `max_value`."""
-    for grad in grads.values():
-        grad.clamp_(-max_value, max_value)
 
 
 def _cut(share: Share, part: slice) -> Share:
