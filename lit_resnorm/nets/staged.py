@@ -1,80 +1,22 @@
 """Convolutional pre-activation networks in stages of growing width."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from lit_resnorm.nets.blocks import Block, share
 from lit_resnorm.nets.ends import checked_kernel, make_head, make_stem
 from lit_resnorm.nets.initialization import Draws
-from lit_resnorm.nets.layers import (
-    Layer,
-    Style,
-    choose,
-    draw_weights,
-    fan_in,
-    positive,
-    weight_layer,
-)
+from lit_resnorm.nets.layers import Layer, Style, choose, positive
+from lit_resnorm.nets.shortcut import Shortcut
 from lit_resnorm.nets.stacked import Net
 
-__all__ = ["Shortcut", "staged_net"]
+__all__ = ["staged_net"]
 
 DOWNSAMPLING = ("stride", "average")
 EXPANSION = 4
-
-
-class Shortcut(nn.Module):
-    """A strided 1 x 1 convolution, and with `pooled` a scaled average beside it.
-
-    The average over `stride x stride` positions, times `stride`, is added on as many
-    channels as the input has: those after the first `front`. Both settings have the
-    same parameters.
-
-    Source: MacDonald, Valmadre, Saratchandran & Lucey (2022), arXiv 2210.05371, public
-    code.
-
-    Args:
-        width: Channels of the input.
-        out: Channels of the output.
-        stride: Of the convolution and of the average.
-        pooled: Whether the average is added.
-        front: Zero channels before the average's; None: half of them, rounded up.
-        bias: Whether the convolution has a bias.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        out: int,
-        stride: int,
-        *,
-        pooled: bool = False,
-        front: int | None = None,
-        bias: bool = False,
-    ) -> None:
-        super().__init__()
-        self.conv = weight_layer(width, Layer(out, 1, stride), bias=bias)
-        self.pooled = pooled
-        self.stride = stride
-        missing = out - width
-        self.front = (missing + 1) // 2 if front is None else front
-        self.behind = missing - self.front
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the shortcut's output, shape `(B, out, H', W')`."""
-        if not self.pooled:
-            return self.conv(x)
-        mean = F.avg_pool2d(x, self.stride, ceil_mode=True) * self.stride
-        mean = F.pad(mean, (0, 0, 0, 0, self.front, self.behind))
-        return self.conv(x) + mean
-
-    def draw(self, draws: Draws, block: str, *, variance: float) -> None:
-        """Initialise the convolution with `variance / fan_in`, its bias with 0."""
-        std = (variance / fan_in(self.conv)) ** 0.5
-        draw_weights(self.conv, draws, f"{block}.shortcut.conv", std)
 
 
 def staged_net(
@@ -153,20 +95,23 @@ def staged_net(
         draws=draws,
         depth=sum(stages),
     )
+    growth = EXPANSION if bottleneck else 1
+    strided = downsampling == "stride"
     blocks: list[Block] = []
-    pools: dict[int, nn.Module] = {}
-    for stage, (count, width) in enumerate(zip(stages, widths, strict=True)):
-        for place in range(count):
-            strided = stage > 0 and place == 0 and downsampling == "stride"
-            block = make_block(len(blocks), channels, width, stride=2 if strided else 1)
-            blocks.append(block)
-            channels = EXPANSION * width if bottleneck else width
-        share(blocks[-count:], shared, unshare_bn)
-        if downsampling == "average":
-            pools[len(blocks) - 1] = nn.AvgPool2d(2)
+    for own in _stages(make_block, stages, widths, channels, growth, strided=strided):
+        share(own, shared, unshare_bn)
+        blocks += own
+    ends = () if strided else accumulate(stages)
+    pools = {end - 1: nn.AvgPool2d(2) for end in ends}
     pattern = "na" if head_norm else ""
     head = make_head(
-        channels, num_outputs, style, draws, spatial=True, bias=True, pattern=pattern
+        growth * widths[-1],
+        num_outputs,
+        style,
+        draws,
+        spatial=True,
+        bias=True,
+        pattern=pattern,
     )
     return Net(stem, blocks, head, pools)
 
@@ -185,6 +130,27 @@ def check_stages(stages: Sequence[int], widths: Sequence[int]) -> None:
     for count, width in zip(stages, widths, strict=True):
         positive("stages", count)
         positive("widths", width)
+
+
+def _stages(
+    make_block: Callable[..., Block],
+    stages: Sequence[int],
+    widths: Sequence[int],
+    channels: int,
+    growth: int,
+    *,
+    strided: bool,
+) -> Iterator[list[Block]]:
+    """Yield the blocks of each stage, whose outputs have `growth * width` channels."""
+    index = 0
+    for stage, (count, width) in enumerate(zip(stages, widths, strict=True)):
+        blocks = []
+        for place in range(count):
+            stride = 2 if strided and stage > 0 and place == 0 else 1
+            blocks.append(make_block(index, channels, width, stride=stride))
+            channels = growth * width
+            index += 1
+        yield blocks
 
 
 def _make_block(

@@ -17,8 +17,8 @@ from lit_resnorm.nets.layers import (
     fan_in,
     weight_layer,
 )
+from lit_resnorm.nets.shortcut import Shortcut
 from lit_resnorm.nets.stacked import Net
-from lit_resnorm.nets.staged import Shortcut
 
 __all__ = ["tiny_net"]
 
