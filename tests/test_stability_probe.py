@@ -287,7 +287,7 @@ def test_indices_are_those_of_the_batch_with_workers_that_run_ahead(workers):
     class Seen(StabilityProbe):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-            rows = self._training._hits.local
+            rows = self._follower.training._hits.local
             for index, own in zip(self._left_out.removed, rows, strict=True):
                 for row in own:
                     assert torch.equal(batch[0][row], examples[index][0])

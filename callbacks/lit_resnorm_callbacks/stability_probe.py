@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -14,12 +13,10 @@ from lit_resnorm.measures.influence import influence_copies
 from lit_resnorm.measures.observe import Reduce
 from lit_resnorm.measures.sites import Site
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
-from lit_resnorm_callbacks.batch_indices import BatchIndices
-from lit_resnorm_callbacks.cadence import steps_taken
 from lit_resnorm_callbacks.destinations import TakesTables
 from lit_resnorm_callbacks.example_losses import LossFn, losses_of
 from lit_resnorm_callbacks.left_out import LeftOut, choose, drawn_instead
-from lit_resnorm_callbacks.ranks import measured_together
+from lit_resnorm_callbacks.run_follower import RunFollower
 from lit_resnorm_callbacks.twin_training import TwinTraining
 from lit_resnorm_callbacks.twin_values import COLUMNS, twin_values
 
@@ -107,19 +104,15 @@ class StabilityProbe(Probe):
         self.damping = damping
         self.memory = memory
         self._check_options()
-        self._indices = BatchIndices(self.name)
+        self._follower = RunFollower(self.name, strict=self.strict)
         # Which examples is known from the start of a training on.
         self._left_out = LeftOut([-1] * self.num_twins)
-        self._training: TwinTraining | None = None
         self._copies: Copies | None = None
         self._module: LightningModule | None = None
         self._trained: list[str] = []
         self._num_train = 0
         self._decay = 0.0
         self._saved: dict[str, Any] = {}
-        self._batch_in_hand: Any = None
-        self._under_way = False
-        self._broken: str | None = None
         self._rows: list[list[Any]] = []
 
     def _check_options(self) -> None:
@@ -167,18 +160,18 @@ class StabilityProbe(Probe):
         """Refuse what can't work, and see that batches' indices are kept."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._indices.watch(trainer)
+            self._follower.indices.watch(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the examples, make the twins, and measure if that is asked for."""
-        self._broken, self._under_way = None, False
-        self._num_train = size = self._indices.num_examples(trainer)
+        self._follower.start()
+        self._num_train = size = self._follower.indices.num_examples(trainer)
         removed = choose(self.num_twins, self.removed, self.seed, size, self.name)
         self._left_out = LeftOut(removed)
-        self._training = self._copies = None
+        self._copies = None
         if self.method == "twins":
-            self._training = self._train_twins(trainer, pl_module)
-            self._copies = self._training.twins
+            self._follower.training = training = self._train_twins(trainer, pl_module)
+            self._copies = training.twins
         else:
             optimizer = trainer.optimizers[0]
             self._trained = trained_parameters(pl_module, optimizer)
@@ -190,31 +183,19 @@ class StabilityProbe(Probe):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Fork the twins whose examples this batch is the first to hold."""
-        self._batch_in_hand = batch
-        step = steps_taken(trainer)
-
-        def begin(reduce: Reduce) -> None:
-            indices = self._indices.current(trainer)
-            hits = self._left_out.find(trainer, batch, indices, step, reduce)
-            if self._training is not None:
-                self._training.begin(trainer, hits, batch_idx)
-
-        self._guarded(trainer, begin)
+        self._follower.begin_batch(trainer, batch, batch_idx, self._left_out)
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
         """Before the first step, see that the twins' loss is the run's."""
-        training, batch = self._training, self._batch_in_hand
-        if training is not None and not training.rehearsed:
-            measured_together(trainer, lambda _: training.compare(trainer, batch, loss))
+        self._follower.compare(trainer, loss)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Take over the settings of the run's step."""
-        if self._training is not None:
-            self._training.before_step(optimizer)
+        self._follower.before_step(optimizer)
 
     def on_train_batch_end(
         self,
@@ -225,10 +206,7 @@ class StabilityProbe(Probe):
         batch_idx: int,
     ) -> None:
         """Train the twins on this batch, and measure if the cadence says so."""
-        self._batch_in_hand = None
-        if (training := self._training) is not None:
-            self._guarded(trainer, lambda reduce: training.end(trainer, batch, reduce))
-        self._under_way = True
+        self._follower.end_batch(trainer, batch)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -245,13 +223,13 @@ class StabilityProbe(Probe):
     ) -> None:
         """Take the hooks off; the twins stay, for `twin_state_dict`."""
         super().teardown(trainer, pl_module, stage)
-        self._release()
+        self._follower.release()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Take the hooks off."""
-        self._release()
+        self._follower.release()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the twins, and which examples they lack and have seen."""
@@ -283,8 +261,8 @@ class StabilityProbe(Probe):
         Raises:
             RuntimeError: If the twins could not be trained.
         """
-        if self._broken is not None:
-            raise RuntimeError(self._broken)
+        if self._follower.broken is not None:
+            raise RuntimeError(self._follower.broken)
         if self.method == "influence" and self._left_out.seen:
             self._copies = self._estimate(module, batch, reduce)
         values, self._rows = twin_values(
@@ -347,19 +325,3 @@ class StabilityProbe(Probe):
             self._left_out.load_state_dict(saved["left_out"], module.device)
             if self._copies is not None and saved["twins"] is not None:
                 self._copies.load_state_dict(saved["twins"])
-
-    def _guarded(self, trainer: Trainer, work: Callable[[Reduce], None]) -> None:
-        """Do a part of the twins' training; give them up where it fails amid a run."""
-        if self._broken is not None:
-            return
-        try:
-            measured_together(trainer, work)
-        except Exception as error:
-            if self.strict or not self._under_way:
-                raise
-            self._broken = f"twins stopped: {type(error).__name__}: {error}"
-
-    def _release(self) -> None:
-        self._indices.release()
-        if self._training is not None:
-            self._training.close()
