@@ -2,23 +2,74 @@
 
 from __future__ import annotations
 
-from torch import nn
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
 
 # Losses by the name that our modules give them, and torch's own.
 _OUTPUTS = {"cross_entropy": "softmax", "mse": "gaussian"}
 _LOSSES = {nn.CrossEntropyLoss: "softmax", nn.BCEWithLogitsLoss: "bernoulli"}
 
 
+@dataclass(frozen=True)
+class Likelihood:
+    """The likelihood that a loss is, up to its sign and a factor.
+
+    Attributes:
+        output: Distribution of the output; `auto` where there is no loss to ask.
+        scale: The loss over the mean of the negative log-likelihoods; None: one over
+            the number of an example's outputs.
+        class_weights: Weights of the classes, shape `(C,)`.
+        ignore_index: Label of positions that are no examples.
+    """
+
+    output: str
+    scale: float | None = 1.0
+    class_weights: Tensor | None = None
+    ignore_index: int = -100
+
+    def weights(self, labels: Tensor | None) -> Tensor | None:
+        """Return the weight of each example, float64; None where all weigh the same.
+
+        Raises:
+            ValueError: If classes have weights, and there are no labels of classes.
+        """
+        classes = labels is not None and not labels.is_floating_point()
+        if labels is None or not classes:
+            if self.class_weights is None:
+                return None
+            raise ValueError(
+                "class_weights needs labels that are class indices, and the probe batch"
+                " has none: give target_fn"
+            )
+        counted = labels != self.ignore_index
+        if self.class_weights is None:
+            return None if bool(counted.all()) else counted.double()
+        of_class = self.class_weights.to(labels.device, torch.float64)
+        num = len(of_class)
+        known = labels.where(counted, 0)
+        if bool(((known < 0) | (known >= num)).any()):
+            raise ValueError(
+                f"class_weights has {num} weights, and labels go from"
+                f" {int(known.min())} to {int(known.max())}"
+            )
+        return of_class[known] * counted
+
+
 def distribution_of(module: nn.Module) -> str:
     """Return the distribution that belongs to a module's loss, `auto` without one.
+
+    The loss is the module's `loss`: the name that our modules give theirs, or one of
+    torch's; else the only one of torch's among its children.
 
     Raises:
         ValueError: If its loss tells none.
     """
-    loss = getattr(module, "loss", None)
-    if isinstance(loss, str) and loss in _OUTPUTS:
+    loss = _loss_of(module)
+    if isinstance(loss, str):
         return _OUTPUTS[loss]
-    if not isinstance(loss, nn.modules.loss._Loss):
+    if loss is None:
         return "auto"
     if type(loss) not in _LOSSES:
         raise ValueError(
@@ -27,3 +78,41 @@ def distribution_of(module: nn.Module) -> str:
             " (and loss_scale)"
         )
     return _LOSSES[type(loss)]
+
+
+def likelihood_of(module: nn.Module) -> Likelihood:
+    """Return what a module's loss tells, options of torch's losses included.
+
+    Raises:
+        ValueError: If its loss tells no distribution, is summed over a batch, or weighs
+            the two outcomes of a logit.
+    """
+    output = distribution_of(module)
+    loss = _loss_of(module)
+    if loss is None or isinstance(loss, str):
+        return Likelihood(output)
+    told = f"output is 'auto' and the module's loss is {type(loss).__name__}"
+    if loss.reduction == "sum":
+        raise ValueError(
+            f"{told} with reduction='sum', whose curvature grows with the batch; give"
+            f" output {output!r} and, for loss_scale, the size of the training batch"
+        )
+    if isinstance(loss, nn.CrossEntropyLoss):
+        return Likelihood(output, 1.0, loss.weight, loss.ignore_index)
+    for option in ("weight", "pos_weight"):
+        if getattr(loss, option) is not None:
+            raise ValueError(
+                f"{told} with {option}, which is no likelihood; give output {output!r}"
+                " to measure without it"
+            )
+    return Likelihood(output, None if loss.reduction == "mean" else 1.0)
+
+
+def _loss_of(module: nn.Module) -> str | nn.modules.loss._Loss | None:
+    loss = getattr(module, "loss", None)
+    if isinstance(loss, nn.modules.loss._Loss):
+        return loss
+    if isinstance(loss, str) and loss in _OUTPUTS:
+        return loss
+    own = [m for m in module.children() if isinstance(m, nn.modules.loss._Loss)]
+    return own[0] if len(own) == 1 else None

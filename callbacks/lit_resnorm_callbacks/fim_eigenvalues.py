@@ -16,7 +16,7 @@ from lit_resnorm.measures.fisher import (
 )
 from lit_resnorm.measures.observe import Reduce, identity, num_rows, take_rows
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
-from lit_resnorm_callbacks.distributions import distribution_of
+from lit_resnorm_callbacks.likelihoods import LikelihoodOptions
 from lit_resnorm_callbacks.rates import largest_rate
 
 _LABELS = ("labels", "label", "targets", "target", "y")
@@ -64,17 +64,19 @@ class FIMEigenvalueProbe(Probe):
         name: Prefix of the logged names.
         cadence: Optimizer steps between measurements.
         num_examples: Size of the probe batch, over all ranks.
-        output: `softmax`, `bernoulli` or `gaussian`; `auto` takes our modules' loss,
-            else softmax for two or more logits, bernoulli for one.
+        output: `softmax`, `bernoulli` or `gaussian`. `auto` reads the module's loss,
+            ours or torch's `CrossEntropyLoss` and `BCEWithLogitsLoss` with their
+            options; without one, softmax for two or more logits, bernoulli for one.
         num_eigenvalues: The largest k; None all non-zero ones, 0 none; `auto` all where
             the matrix has at most 4096 rows, else 10.
         tol: Relative error of eigenvalues that iterations give.
         per_layer: Whether each layer's block is measured too; `sites` selects layers.
         loss_scale: Factor between the loss and the mean log-likelihood; 2 / C for
-            torch's mean over C squared errors.
+            torch's mean over C squared errors. None: what `auto` reads, else 1.
         class_dim: Dimension of the output that counts an example's outputs.
-        ignore_index: Label of positions that are no examples.
-        class_weights: Weights of the classes in the loss.
+        ignore_index: Label of positions that are no examples. None: what `auto` reads,
+            else -100.
+        class_weights: Weights of the classes in the loss. None: what `auto` reads.
         target_fn: Takes a batch, returns its labels; default: a tuple's second element,
             a dict's `labels`, `label`, `targets`, `target` or `y`.
         memory: Bytes that gradients may take; a quarter is tried when memory runs out.
@@ -95,9 +97,9 @@ class FIMEigenvalueProbe(Probe):
         num_eigenvalues: int | Literal["auto"] | None = "auto",
         tol: float = 1e-5,
         per_layer: bool = True,
-        loss_scale: float = 1.0,
+        loss_scale: float | None = None,
         class_dim: int | None = None,
-        ignore_index: int = -100,
+        ignore_index: int | None = None,
         class_weights: Sequence[float] | None = None,
         # jsonargparse takes a callable that returns a class for a maker of instances
         target_fn: Callable[..., Any] = targets_of,
@@ -105,19 +107,20 @@ class FIMEigenvalueProbe(Probe):
         **options: Any,
     ) -> None:
         super().__init__(name, cadence, num_examples, **options)
-        if loss_scale <= 0:
-            raise ValueError(f"loss_scale is {loss_scale}; it must be positive")
         if memory < 1:
             raise ValueError(f"memory is {memory}; it must be at least 1 byte")
-        self.output = output
+        self.likelihood = LikelihoodOptions(
+            output,
+            loss_scale,
+            class_dim,
+            ignore_index,
+            class_weights,
+            target_fn,
+            self.forward_fn,
+        )
         self.num_eigenvalues = num_eigenvalues
         self.tol = tol
         self.per_layer = per_layer
-        self.loss_scale = loss_scale
-        self.class_dim = class_dim
-        self.ignore_index = ignore_index
-        self.class_weights = class_weights
-        self.target_fn = target_fn
         self.memory = memory
         self._vectors: Tensor | None = None
         check_arguments(output=output, num_eigenvalues=num_eigenvalues, tol=tol)
@@ -146,7 +149,7 @@ class FIMEigenvalueProbe(Probe):
             num_eigenvalues=self.num_eigenvalues,
             per_layer=(self.sites or True) if self.per_layer else False,
             layer_eigenvalues=None if self.num_eigenvalues == 0 else 1,
-            weights=self._weights(batch),
+            weights=self.likelihood.weights(module, batch),
             reduce=reduce,
             start=self._vectors,
         )
@@ -173,13 +176,18 @@ class FIMEigenvalueProbe(Probe):
 
     def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
         super()._prepare(trainer, module)
-        if num_rows(self._batch):
-            # What the estimator refuses, it refuses on two examples too.
-            few = take_rows(self._batch, slice(2))
-            per_layer = self.sites if self.per_layer and self.sites else False
+        if not num_rows(self._batch):
+            return
+        # What the estimator refuses, it refuses on two examples too.
+        few = take_rows(self._batch, slice(2))
+        per_layer = self.sites if self.per_layer and self.sites else False
+        try:
+            self.likelihood.check(module, self._batch)
             self._spectrum(
                 module, few, num_eigenvalues=0, reduce=identity, per_layer=per_layer
             )
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
 
     def _spectrum(
         self, module: LightningModule, batch: Batch, **asked: Any
@@ -187,35 +195,15 @@ class FIMEigenvalueProbe(Probe):
         return fisher_spectrum(
             module,
             batch,
-            output=self._output(module),
+            output=self.likelihood.of(module).output,
             norm_mode=self.norm_mode,
             tol=self.tol,
             forward=self.forward_fn,
-            class_dim=self.class_dim,
-            loss_scale=self.loss_scale,
+            class_dim=self.likelihood.class_dim,
+            loss_scale=self.likelihood.scale(module, batch),
             memory=self.memory,
             **asked,
         )
-
-    def _output(self, module: LightningModule) -> str:
-        if self.output != "auto":
-            return self.output
-        try:
-            return distribution_of(module)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from error
-
-    def _weights(self, batch: Batch) -> Tensor | None:
-        labels = self.target_fn(batch)
-        if labels is None or labels.is_floating_point():
-            return None
-        counted = labels != self.ignore_index
-        if self.class_weights is None:
-            return None if bool(counted.all()) else counted.double()
-        of_class = torch.tensor(
-            self.class_weights, dtype=torch.float64, device=labels.device
-        )
-        return of_class[labels.where(counted, 0)] * counted
 
     def _rates(self, module: LightningModule, lambda_max: float) -> dict[str, float]:
         trainer = module._trainer

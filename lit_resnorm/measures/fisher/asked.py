@@ -33,7 +33,11 @@ def check_arguments(
     for option, (value, word) in counts.items():
         if isinstance(value, str) and value != word:
             raise ValueError(f"{option} is {value!r}; give a number, None or {word!r}")
-        if isinstance(value, int) and value < 0:
+        if value is None or isinstance(value, str):
+            continue
+        if not isinstance(value, int):
+            raise ValueError(f"{option} is {value!r}; it must be a whole number")
+        if value < 0:
             raise ValueError(f"{option} is {value}; it can't be negative")
     if not 0 < tol < 1:
         raise ValueError(f"tol is {tol}; it must lie between 0 and 1")

@@ -57,14 +57,14 @@ class Layout:
         Raises:
             ValueError: If the distribution does not fit the shape.
         """
-        if output == "auto":
-            dim = (1 if len(shape) > 3 else -1) if class_dim is None else class_dim
-            output = "bernoulli" if shape[dim] == 1 else "softmax"
-        kind = check_output(output)
         if class_dim is not None and not -len(shape) <= class_dim < len(shape):
             raise ValueError(
                 f"class_dim is {class_dim}; the output's shape is {tuple(shape)}"
             )
+        if output == "auto":
+            dim = (1 if len(shape) > 3 else -1) if class_dim is None else class_dim
+            output = "bernoulli" if shape[dim] == 1 else "softmax"
+        kind = check_output(output)
         if class_dim is None and kind == "softmax":
             class_dim = 1 if len(shape) > 3 else len(shape) - 1
         if class_dim is not None and class_dim % len(shape) == 0:

@@ -107,8 +107,8 @@ class Network:
             )
             raise ValueError(
                 f"the output of {type(self.model).__name__} is {found}; a Fisher matrix"
-                " needs a tensor of logits or predictions: pass `forward`, a function"
-                " of (model, x) that returns it"
+                " needs a tensor of logits or predictions: give a function of (model,"
+                " x) that returns it, `forward` or a probe's `forward_fn`"
             )
         return output if output.ndim > 1 else output.reshape(-1, 1)
 

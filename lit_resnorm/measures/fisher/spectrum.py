@@ -216,6 +216,7 @@ def _matching(
     chosen = {name: own for name, own in layers.items() if re.search(pattern, name)}
     if not chosen:
         raise ValueError(
-            f"per_layer is {pattern!r}, which matches none of {', '.join(layers)}"
+            f"no layer matches {pattern!r} (per_layer, a probe's sites); there are"
+            f" {', '.join(layers)}"
         )
     return chosen

@@ -1,0 +1,97 @@
+"""How a probe reads the likelihood of an output: its options, then the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_resnorm.measures.fisher.heads import Layout
+from lit_resnorm.measures.observe import occupied, take_rows, untouched
+from lit_resnorm_callbacks.distributions import Likelihood, likelihood_of
+
+
+@dataclass(frozen=True)
+class LikelihoodOptions:
+    """A probe's options about the output and its loss; see `FIMEigenvalueProbe`.
+
+    Raises:
+        ValueError: If one can't be right.
+    """
+
+    output: str
+    loss_scale: float | None
+    class_dim: int | None
+    ignore_index: int | None
+    class_weights: Sequence[float] | None
+    target_fn: Callable[..., Any]
+    forward_fn: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        if self.loss_scale is not None and not 0 < self.loss_scale < math.inf:
+            raise ValueError(f"loss_scale is {self.loss_scale}; it must be positive")
+        weights = self.class_weights
+        if weights is None:
+            return
+        if not weights or min(weights) < 0 or not 0 < sum(weights) < math.inf:
+            raise ValueError(
+                f"class_weights is {weights}; none may be negative, and one must be"
+                " positive"
+            )
+
+    def of(self, module: nn.Module) -> Likelihood:
+        """Return what the module's loss tells; options that are given come first."""
+        auto = self.output == "auto"
+        told = likelihood_of(module) if auto else Likelihood(self.output)
+        given: dict[str, Any] = {
+            "scale": self.loss_scale,
+            "ignore_index": self.ignore_index,
+        }
+        if self.class_weights is not None:
+            given["class_weights"] = torch.tensor(self.class_weights)
+        return replace(told, **{k: v for k, v in given.items() if v is not None})
+
+    def scale(self, module: nn.Module, batch: Any) -> float:
+        """Return the loss over the mean of the negative log-likelihoods."""
+        told = self.of(module)
+        if told.scale is not None:
+            return told.scale
+        return 1 / self._num_outputs(module, batch, told.output)
+
+    def weights(self, module: nn.Module, batch: Any) -> Tensor | None:
+        """Return the weight of each example, float64; None where all weigh the same.
+
+        Raises:
+            ValueError: If classes have weights, and labels are no classes.
+        """
+        return self.of(module).weights(self.target_fn(batch))
+
+    def check(self, module: nn.Module, batch: Any) -> None:
+        """Refuse weights that don't fit the labels or the output.
+
+        Raises:
+            ValueError: With the option's name.
+        """
+        self.weights(module, batch)
+        given = self.of(module).class_weights
+        if given is None:
+            return
+        num = self._num_outputs(module, batch, "softmax")
+        if len(given) != num:
+            raise ValueError(
+                f"class_weights has {len(given)} weights, and the output {num} classes"
+            )
+
+    def _num_outputs(self, module: nn.Module, batch: Any, output: str) -> int:
+        """Return how many outputs an example has, found by a pass of one row."""
+        few = take_rows(occupied(batch)[0], slice(1))
+        with untouched(module) as run, torch.no_grad():
+            found = run(lambda: self.forward_fn(module, few))
+        if found.ndim == 1:
+            return 1
+        layout = Layout.of(output, found.shape, self.class_dim, empirical=False)
+        return layout.to_positions(found).shape[2]
