@@ -1,12 +1,15 @@
 """Settings that must stand before torch is imported, and a browser."""
 
 import os
+import signal
 
 import pytest
 
 # Small tensors are faster on one thread a process, and the processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+# What a shell starts in the background ignores Ctrl-C, and so would all it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

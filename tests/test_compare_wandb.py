@@ -8,16 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import wandb
 import yaml
-from wandb.proto import wandb_internal_pb2 as pb
+from offline import complete, records
 from wandb.sdk.launch.sweeps.utils import load_sweep_config
 
 from lit_resnorm.cli import main
 from lit_resnorm.compare import comparison_document, read_runs
 from lit_resnorm.compare.online import recorded_online
 from lit_resnorm.compare.workspace import make_report, make_workspace, specification
-from lit_resnorm.offline_wandb import _frames, _nested, read_offline_wandb
+from lit_resnorm.offline_wandb import _nested, read_offline_wandb
 
 ROOT = Path(__file__).resolve().parents[1]
 FIT = [
@@ -45,20 +44,18 @@ def trained(tmp_path_factory):
         worse = ["--model=LitMLP", "--model.optimizer.lr=1e30", "--model.loss=mse"]
         worse += ["--trainer.max_epochs=9"]
         assert main([*FIT, *PROBES, *root, *worse, "--run", "bad"]) == 3
-    wandb.teardown()
+    complete(folder)
     return folder / "two"
 
 
-def records(run):
+def records_of(run):
     (file,) = (run / "wandb").glob("offline-run-*/*.wandb")
-    for frame in _frames(file):
-        record = pb.Record.FromString(frame)
-        yield record.WhichOneof("record_type"), record
+    return records(file)
 
 
 def summary_of(run):
     summary = {}
-    for kind, record in records(run):
+    for kind, record in records_of(run):
         if kind == "summary":
             for item in record.summary.update:
                 key = tuple(item.nested_key) or (item.key,)
@@ -98,7 +95,7 @@ def test_a_run_resumed_from_an_earlier_checkpoint_is_the_same_in_w_and_b(
     first = "runs/two/r/checkpoints/epoch=0-step=3.ckpt"
     again = [*FIT, *keep, "--run", "r", "--ckpt_path", first]
     assert main([*again, "--model.optimizer.lr", "0.03"]) == 0
-    wandb.teardown()
+    complete("runs")
     (run,), _ = read_runs(["runs/two/r"])
     (recorded,), _ = read_runs(["runs/two/r/wandb"])
     assert run.series["val/loss"].step.tolist() == [3, 6]
@@ -131,7 +128,7 @@ def test_a_torn_offline_run_is_compared_as_far_as_it_came(trained, tmp_path):
 
 def test_w_and_b_gets_what_groups_and_filters_need(trained):
     run = next(
-        record.run for kind, record in records(trained / "good") if kind == "run"
+        record.run for kind, record in records_of(trained / "good") if kind == "run"
     )
     assert (run.display_name, run.run_group) == ("good", "two")
     assert run.job_type == "LitResNetBN"
@@ -159,7 +156,7 @@ def test_the_summary_has_min_max_and_last_the_status_and_verdicts(trained):
 def test_every_metric_has_the_axis_of_optimizer_steps(trained):
     axes = {
         record.metric.name or record.metric.glob_name: record.metric.step_metric
-        for kind, record in records(trained / "good")
+        for kind, record in records_of(trained / "good")
         if kind == "metric"
     }
     assert axes.pop("trainer/global_step") == ""
@@ -176,7 +173,7 @@ def test_validation_is_at_the_step_of_the_history(trained):
 def test_by_depth_records_are_tables_and_charts_and_spectra_histograms(trained):
     rows = [
         _nested(record.history.item)
-        for kind, record in records(trained / "good")
+        for kind, record in records_of(trained / "good")
         if kind == "history"
     ]
     kinds = {}
@@ -201,7 +198,7 @@ def test_by_depth_records_are_tables_and_charts_and_spectra_histograms(trained):
 
 def test_numbers_and_figures_have_different_keys(trained):
     kinds = {}
-    for kind, record in records(trained / "good"):
+    for kind, record in records_of(trained / "good"):
         if kind == "history":
             for key, value in _nested(record.history.item).items():
                 kinds.setdefault(key, set()).add(isinstance(value, dict))

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import wandb
+from offline import complete
 
 from lit_resnorm.offline_wandb import read_offline_wandb
 
@@ -34,7 +35,7 @@ def recorded(tmp_path_factory):
     )
     other.log({"a": 1.0})
     other.finish(exit_code=1)
-    wandb.teardown()
+    complete(folder)
     return folder
 
 
@@ -115,7 +116,7 @@ def test_what_was_logged_after_the_checkpoint_of_a_resume_is_dropped(tmp_path):
         for step in steps:
             run.log({"a": step + len(steps), "trainer/global_step": step})
         run.finish()
-    wandb.teardown()
+    complete(tmp_path)
     (run,) = read_offline_wandb(tmp_path)
     assert run.history["step"].tolist() == [0, 1, 2, 3]
     assert run.history["a"].tolist() == [5, 6, 7, 4]
