@@ -241,7 +241,9 @@ def test_probe_works_from_validate_and_test_under_inference_mode(probe):
         recorder = Recorder()
         trainer = quiet_trainer(callbacks=[probe()], logger=recorder)
         getattr(trainer, run)(FunctionalNet(), loaders()[1], verbose=False)
-        assert recorder.steps(probe().name) == [0]
+        # there are no twins but of a training
+        twins = isinstance(probe(), StabilityProbe)
+        assert recorder.steps(probe().name) == ([] if twins else [0])
         assert all(math.isfinite(v) for v in values(trainer, probe().name).values())
 
 

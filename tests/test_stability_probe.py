@@ -342,6 +342,30 @@ def test_checkpoint_of_a_run_is_evaluated_with_its_twins(tmp_path):
         assert other.callback_metrics[key] > 0
 
 
+def test_evaluation_without_a_training_measures_nothing():
+    trainer = quiet_trainer(callbacks=[StabilityProbe(removed=REMOVED)])
+    trainer.validate(net(), DataLoader(data(20), batch_size=20), verbose=False)
+    assert not [key for key in trainer.callback_metrics if "stability" in key]
+
+
+def test_another_fit_of_the_trainer_goes_on_with_the_twins():
+    lists = batches(16)
+    plain = partial(torch.optim.SGD, lr=0.01)  # Lightning begins a fit without momentum
+    whole = StabilityProbe(removed=REMOVED, strict=True)
+    expected = fit(net(optimizer=plain), lists, [whole]).callback_metrics
+    probe = StabilityProbe(removed=REMOVED, strict=True)
+    module = net(optimizer=plain)
+    trainer = fit(module, lists[:9], [probe])
+    trainer.fit_loop.max_epochs = 2
+    loader = DataLoader(data(), batch_sampler=lists[9:])
+    trainer.fit(module, loader, DataLoader(data(20), 20))
+    for k in range(len(REMOVED)):
+        for name, value in whole.twin_state_dict(k).items():
+            assert torch.equal(probe.twin_state_dict(k)[name], value)
+    for key in ("stability/eps_hyp", "stability/eps_point", "stability/distance"):
+        assert trainer.callback_metrics[key] == expected[key]
+
+
 def test_values_before_any_example_is_seen_are_zero_and_the_table_names_each_twin():
     class Tables(CSVLogger):
         rows = None
@@ -377,17 +401,26 @@ def test_diverged_twin_is_counted_and_left_out_of_the_means():
     assert torch.isfinite(values["stability/distance"])
 
 
-def test_influence_estimates_run_beside_the_training_without_twins():
+def test_influence_estimates_run_beside_the_training_without_twins(tmp_path):
     probe = StabilityProbe(removed=REMOVED, method="influence", strict=True)
     trainer = fit(net("res2_bn"), batches(24), [probe])
     assert trainer.callback_metrics["stability/replace_signed"] > 0
     assert trainer.callback_metrics["stability/eps_hyp"] > 0
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    again = StabilityProbe(removed=REMOVED, method="influence", strict=True)
+    other = quiet_trainer(callbacks=[again])
+    val = DataLoader(data(20), batch_size=20)
+    path = tmp_path / "end.ckpt"
+    other.validate(net("res2_bn"), val, ckpt_path=path, verbose=False)
+    for key in ("stability/eps_hyp", "stability/replace_signed"):
+        assert other.callback_metrics[key] == trainer.callback_metrics[key]
 
 
 class Penalised(FunctionalNet):
     def __init__(self):
         super().__init__()
         self.first = nn.Linear(16, 16)
+        self.drop = nn.Identity()  # other masks make other losses
 
     def training_step(self, batch, batch_idx):
         return super().training_step(batch, batch_idx) + 0.1
@@ -395,6 +428,17 @@ class Penalised(FunctionalNet):
 
 class Manual(Penalised):
     automatic_optimization = False
+
+
+class Pairs(Penalised):
+    def forward(self, x):
+        return super().forward(x), x
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0])[0], batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        pass
 
 
 class Stream(IterableDataset):
@@ -409,6 +453,18 @@ class Stream(IterableDataset):
         (net, data(), {"removed": [3, 48]}, r"removed names \[48\].*0 to 47"),
         (net, Stream(), {}, "Stream is iterable"),
         (Penalised, data(dtype=torch.float32), {}, "training loss.*give loss_fn"),
+        (
+            Penalised,
+            data(dtype=torch.float32),
+            {"method": "influence"},
+            "training loss.*give loss_fn",
+        ),
+        (
+            Pairs,
+            data(dtype=torch.float32),
+            {},
+            "^stability: the probe batch's losses.*of a tuple.*give loss_fn",
+        ),
         (Manual, data(dtype=torch.float32), {}, "manual optimization"),
         (
             partial(net, optimizer=lambda p: torch.optim.LBFGS(p)),
@@ -435,6 +491,9 @@ def test_runs_that_cannot_be_twinned_are_refused_with_the_reason(
         ({"num_twins": 0}, "num_twins is 0"),
         ({"removed": []}, "removed is"),
         ({"removed": [1, 1]}, r"removed is \[1, 1\]"),
+        ({"removed": [1.5]}, r"removed is \[1.5\]"),
+        ({"num_twins": 2.5}, "num_twins is 2.5; it must be a whole number"),
+        ({"sites": "act"}, "sites is 'act'; StabilityProbe looks at no layers"),
         ({"method": "guess"}, "method is 'guess'"),
         ({"norm_mode": "train"}, "norm_mode is 'train'"),
         ({"damping": 0.0}, "damping is 0.0"),

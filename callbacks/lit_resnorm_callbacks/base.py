@@ -24,13 +24,18 @@ from lit_resnorm.measures.observe import (
 from lit_resnorm.measures.sites import Site
 from lit_resnorm.measures.tracing import trace
 from lit_resnorm_callbacks.cadence import Cadence, is_dry_run, steps_taken
+from lit_resnorm_callbacks.counts import check_count
 from lit_resnorm_callbacks.destinations import (
     send_charts,
     send_figures,
     send_values,
     to_host,
 )
-from lit_resnorm_callbacks.probe_batch import fixed_batch, network_output
+from lit_resnorm_callbacks.probe_batch import (
+    batch_source,
+    fixed_batch,
+    network_output,
+)
 from lit_resnorm_callbacks.ranks import OutOfMemoryError, measured_together
 from lit_resnorm_callbacks.records import Records
 from lit_resnorm_callbacks.strategies import buffers_of_rank_0, check_strategy
@@ -57,7 +62,8 @@ class Probe(Callback, ABC):
 
     Args:
         name: Prefix of the logged names; two probes of a kind need two names.
-        cadence: Optimizer steps between measurements, or a :class:`Cadence`.
+        cadence: Optimizer steps between measurements, a :class:`Cadence`, or a dict of
+            its attributes.
         num_examples: Size of the probe batch, over all ranks.
         norm_mode: What batch norm does: `frozen`, `eval` or `train`.
         sites: Pattern that selects layers, searched in the names of sites.
@@ -87,13 +93,17 @@ class Probe(Callback, ABC):
             raise ValueError(
                 f"name is {name!r}; use letters, digits, '_', '.' and '-' only"
             )
-        if num_examples < 1:
-            raise ValueError(f"num_examples is {num_examples}; it must be at least 1")
+        try:
+            re.compile(sites)
+        except re.error as error:
+            raise ValueError(
+                f"sites is {sites!r}, which is no regular expression: {error}"
+            ) from None
         if batch is not None and dataloader is not None:
             raise ValueError("batch and dataloader are both given; give one")
         self.name = name
-        self.cadence = cadence if isinstance(cadence, Cadence) else Cadence(cadence)
-        self.num_examples = num_examples
+        self.cadence = Cadence.of(cadence)
+        self.num_examples = check_count("num_examples", num_examples)
         self.norm_mode = check_norm_mode(norm_mode)
         self.sites = sites
         self.forward_fn = forward_fn
@@ -101,7 +111,10 @@ class Probe(Callback, ABC):
         self._given = {"batch": batch, "dataloader": dataloader}
         self._batch: Batch = None
         self._last_step: int | None = None
+        self._steps_before = 0
         self._measured_weights: tuple[tuple[int, int], ...] = ()
+        # What the batch of an evaluation was read from; None after a training.
+        self._source: Any = None
         self._keys: list[str] = []
         self._warned: set[str] = set()
         self._records = Records()
@@ -167,7 +180,8 @@ class Probe(Callback, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fetch the probe batch, find the sites, and measure if that is asked for."""
         self._prepare(trainer, pl_module)
-        step = steps_taken(trainer)
+        self._source = None
+        self._steps_before = step = steps_taken(trainer)
         start = self.cadence.at_start or is_dry_run(trainer)
         if step == 0 and start:
             self.run(trainer, pl_module, step)
@@ -183,8 +197,9 @@ class Probe(Callback, ABC):
         """Measure if this batch ended a step that the cadence names."""
         step = steps_taken(trainer, in_batch=True)
         fresh = step != self._last_step and not is_dry_run(trainer)
-        if fresh and self.cadence.due(step):
+        if fresh and self.cadence.due(step, self._steps_before):
             self.run(trainer, pl_module, step)
+        self._steps_before = step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the trained weights, and draw the figures."""
@@ -229,8 +244,11 @@ class Probe(Callback, ABC):
         )
 
     def _run_alone(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._measured_weights == _weights(module):
+        source = batch_source(trainer, **self._given)
+        known = self._source is None or self._source is source
+        if known and self._measured_weights == _weights(module):
             return  # the test of a network that was measured as its training ended
+        self._source = source
         self._prepare(trainer, module)
         self.run(trainer, module, trainer.global_step)
         self._log_figures(trainer)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from lightning.pytorch import Trainer
+
+from lit_resnorm_callbacks.counts import check_count
 
 
 @dataclass(frozen=True)
@@ -22,14 +26,41 @@ class Cadence:
     at_end: bool = True
 
     def __post_init__(self) -> None:
-        if self.every_n_steps < 1:
-            raise ValueError(
-                f"cadence is {self.every_n_steps}; it must be at least 1 optimizer step"
-            )
+        check_count("cadence", self.every_n_steps)
 
-    def due(self, step: int) -> bool:
-        """Return whether to measure after this many steps."""
-        return step > 0 and step % self.every_n_steps == 0
+    @classmethod
+    def of(cls, option: Cadence | Mapping[str, Any] | int) -> Cadence:
+        """Return the cadence that a probe's option asks for.
+
+        Args:
+            option: A cadence, the optimizer steps between measurements, or some of a
+                cadence's attributes by name.
+
+        Raises:
+            ValueError: If it is none of these.
+        """
+        if isinstance(option, Cadence):
+            return option
+        if not isinstance(option, Mapping):
+            return cls(option)
+        known = [field.name for field in fields(cls)]
+        if unknown := [key for key in option if key not in known]:
+            raise ValueError(
+                f"cadence has {', '.join(map(str, unknown))}; it knows"
+                f" {', '.join(known)}"
+            )
+        return cls(**option)
+
+    def due(self, step: int, since: int | None = None) -> bool:
+        """Return whether to measure after this many steps.
+
+        Args:
+            step: Steps taken.
+            since: Steps that had been taken when this was asked last: a batch may take
+                several; None: one fewer.
+        """
+        since = step - 1 if since is None else since
+        return step // self.every_n_steps > since // self.every_n_steps
 
 
 def steps_taken(trainer: Trainer, *, in_batch: bool = False) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_resnorm_callbacks.probe_batch import LABELS, target_of
+
 LossFn = Callable[[Any, Any], Tensor]
 """Takes output and target and returns the loss of each example."""
-
-_TARGETS = ("target", "targets", "label", "labels", "y")
 
 
 def losses_of(module: Any, output: Any, batch: Any, loss_fn: LossFn | None) -> Tensor:
@@ -23,37 +24,79 @@ def losses_of(module: Any, output: Any, batch: Any, loss_fn: LossFn | None) -> T
         module: The module; its own `losses(output, target)` comes after `loss_fn`.
         output: The network's output on the batch.
         batch: A pair, of which the second element is the target, or a dict with one of
-            `target`, `targets`, `label`, `labels`, `y`.
+            the usual names.
         loss_fn: Gives the losses; None: the module's own, else cross entropy.
 
     Raises:
         ValueError: If there is no target, or no cross entropy of it.
     """
+    target = target_of(batch)
+    if target is None:
+        holds = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else ""
+        raise ValueError(
+            f"a batch that is a {type(batch).__name__} {holds} has no target: a pair's"
+            f" second element, or one of {', '.join(LABELS)}"
+        )
     given = loss_fn or getattr(module, "losses", None) or _cross_entropies
-    losses = given(output, _target(batch))
+    losses = given(output, target)
     return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 
-def _target(batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        for name in _TARGETS:
-            if name in batch:
-                return batch[name]
+def cross_entropies(output: Tensor, target: Tensor) -> Tensor:
+    """Return the cross entropy of each example and position; binary of one logit.
+
+    Args:
+        output: Logits, shape `(B, C)`, `(B, T, C)` or `(B, C, H, W)`; one logit for
+            each number of a floating-point target.
+        target: Classes, or their probabilities.
+
+    Raises:
+        ValueError: If the two don't fit.
+    """
+    numbers = target.is_floating_point() and target.numel() == output.numel()
+    class_dim = 1 if output.ndim > 3 else -1
+    if numbers and (output.ndim == 1 or output.shape[class_dim] == 1):
+        shaped = target.reshape(output.shape).to(output.dtype)
+        return F.binary_cross_entropy_with_logits(output, shaped, reduction="none")
+    try:
+        logits = output.movedim(class_dim, 1)
+        if target.is_floating_point():
+            target = target.movedim(class_dim, 1)
+        else:
+            target = target.reshape(logits.shape[:1] + logits.shape[2:])
+        return F.cross_entropy(logits, target, reduction="none")
+    except (RuntimeError, IndexError, ValueError) as error:
         raise ValueError(
-            f"the batch has {', '.join(map(str, batch))}, and its target is none of"
-            f" {', '.join(_TARGETS)}"
+            f"there is no cross entropy of an output of shape {tuple(output.shape)} and"
+            f" a target of shape {tuple(target.shape)} ({target.dtype}): {error}"
+        ) from error
+
+
+def check_mean(name: str, losses_B: Tensor, loss: Tensor) -> None:
+    """See that the mean of the examples' losses is the run's loss.
+
+    Args:
+        name: The probe's name, for the message.
+        losses_B: Losses of the examples of a batch.
+        loss: The run's loss of the batch, 0-d.
+
+    Raises:
+        ValueError: If it isn't, beyond rounding.
+    """
+    mean, own = losses_B.double().mean(), loss.detach().double()
+    tolerance = torch.finfo(losses_B.dtype).eps ** 0.5
+    if not torch.isclose(own, mean, rtol=tolerance, atol=tolerance, equal_nan=True):
+        raise ValueError(
+            f"{name}: the training loss of the first batch is {own:.8g}, and"
+            f" its examples' losses have the mean {mean:.8g}: give loss_fn (per"
+            " example, without penalties) or forward_fn such that they agree"
         )
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        return batch[1]
-    raise ValueError(
-        f"a batch that is a {type(batch).__name__} has no target beside its input"
-    )
 
 
 def _cross_entropies(output: Any, target: Any) -> Tensor:
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         raise ValueError(
             f"there is no cross entropy of a {type(output).__name__} and a"
-            f" {type(target).__name__}: give loss_fn"
+            f" {type(target).__name__}"
         )
-    return F.cross_entropy(output, target, reduction="none")
+    return cross_entropies(output, target)

@@ -17,19 +17,8 @@ from lit_resnorm.measures.fisher import (
 from lit_resnorm.measures.observe import Reduce, identity, num_rows, take_rows
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
 from lit_resnorm_callbacks.likelihoods import LikelihoodOptions
+from lit_resnorm_callbacks.probe_batch import targets_of
 from lit_resnorm_callbacks.rates import largest_rate
-
-_LABELS = ("labels", "label", "targets", "target", "y")
-
-
-def targets_of(batch: Batch) -> Tensor | None:
-    """Return a batch's labels: a tuple's second element, or a dict's by usual names."""
-    found: Any = None
-    if isinstance(batch, dict):
-        found = next((batch[name] for name in _LABELS if name in batch), None)
-    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
-        found = batch[1]
-    return found if isinstance(found, Tensor) else None
 
 
 class FIMEigenvalueProbe(Probe):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lit_resnorm.measures.observe import Reduce, num_rows, take_rows
-from lit_resnorm_callbacks.probe_batch import fixed_batch
+from lit_resnorm_callbacks.probe_batch import fixed_batch, joined
 
 
 @dataclass(frozen=True)
@@ -194,16 +194,6 @@ def drawn_instead(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(size - first, generator=generator)[:num]
     return take_rows(pool, first + order)
-
-
-def joined(batches: list[Any]) -> Any:
-    """Return one batch of the rows of several."""
-
-    def join(*leaves: Any) -> Any:
-        first = leaves[0]
-        return torch.cat(leaves) if isinstance(first, Tensor) and first.ndim else first
-
-    return batches[0] if len(batches) == 1 else pytree.tree_map(join, *batches)
 
 
 def _shared_row(batch: Any, rows: list[int] | None, reduce: Reduce) -> Any:

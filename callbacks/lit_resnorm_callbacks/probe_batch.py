@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import CombinedLoader
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_resnorm.measures.observe import num_rows, take_rows, untouched
+
+LABELS = ("labels", "label", "targets", "target", "y")
+"""Names under which a dict of a batch holds the labels."""
+
+
+def target_of(batch: Any) -> Any:
+    """Return a batch's target: a tuple's second element, or a dict's by usual names."""
+    if isinstance(batch, Mapping):
+        return next((batch[name] for name in LABELS if name in batch), None)
+    return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+
+
+def targets_of(batch: Any) -> Tensor | None:
+    """Return a batch's target where that is a tensor."""
+    found = target_of(batch)
+    return found if isinstance(found, Tensor) else None
 
 
 def network_output(module: nn.Module, batch: Any) -> Any:
@@ -87,6 +105,8 @@ def fixed_batch(
         if trainer.world_size > 1:
             batch = trainer.strategy.broadcast(batch)
         batch = take_rows(batch, slice(num_examples))
+        if not num_rows(batch):
+            raise ValueError(f"{name}: the probe batch holds no example")
         if num_rows(batch) < num_examples:
             rank_zero_info(
                 f"{name}: num_examples is {num_examples} and the probe data hold"
@@ -96,22 +116,44 @@ def fixed_batch(
         return trainer.strategy.batch_to_device(batch, module.device)
 
 
-def _loader(trainer: Trainer, name: str) -> Iterable[Any]:
+def batch_source(trainer: Trainer, *, batch: Any, dataloader: Any) -> Any:
+    """Return what the probe batch is read from: two that are the same give the same.
+
+    Args:
+        trainer: A running trainer.
+        batch: The batch, where it is given.
+        dataloader: The loader, where it is given.
+    """
+    if batch is not None or dataloader is not None:
+        return dataloader if batch is None else batch
+    data = _probe_data(trainer)
+    return _running_loop(trainer)._data_source.instance if data is None else data
+
+
+def _probe_data(trainer: Trainer) -> Any:
     data = getattr(trainer, "datamodule", None)
-    if data is not None and hasattr(data, "probe_dataloader"):
-        return data.probe_dataloader()
-    loop = {
+    return data if hasattr(data, "probe_dataloader") else None
+
+
+def _running_loop(trainer: Trainer) -> Any:
+    return {
         TrainerFn.FITTING: trainer.fit_loop.epoch_loop.val_loop,
         TrainerFn.VALIDATING: trainer.validate_loop,
         TrainerFn.TESTING: trainer.test_loop,
     }[trainer.state.fn]  # type: ignore[index]
+
+
+def _loader(trainer: Trainer, name: str) -> Iterable[Any]:
+    data = _probe_data(trainer)
+    if data is not None:
+        return data.probe_dataloader()
     # The loader as it was given: Lightning's own copy may carry a distributed sampler,
     # which pads with duplicates.
-    source = loop._data_source
+    source = _running_loop(trainer)._data_source
     if source.is_defined():
-        loaders = pytree.tree_leaves(
-            source.dataloader(), is_leaf=lambda x: isinstance(x, DataLoader)
-        )
+        given = source.dataloader()
+        given = given.iterables if isinstance(given, CombinedLoader) else given
+        loaders = pytree.tree_leaves(given, is_leaf=lambda x: isinstance(x, DataLoader))
         if loaders:
             return loaders[0]
     raise ValueError(
@@ -139,7 +181,7 @@ def first_examples(loader: Iterable[Any], num_examples: int, name: str) -> Any:
             break
     if not num:
         raise ValueError(f"{name}: the loader of the probe batch holds no example")
-    return batches[0] if len(batches) == 1 else _joined(batches)
+    return joined(batches)
 
 
 def _in_process(loader: Iterable[Any]) -> Iterator[Any]:
@@ -152,9 +194,29 @@ def _in_process(loader: Iterable[Any]) -> Iterator[Any]:
     return iter(DataLoader(loader.dataset, collate_fn=loader.collate_fn, **how))
 
 
-def _joined(batches: list[Any]) -> Any:
-    def join(*leaves: Any) -> Any:
-        first = leaves[0]
-        return torch.cat(leaves) if isinstance(first, Tensor) and first.ndim else first
+def joined(batches: Sequence[Any]) -> Any:
+    """Return one batch of the rows of several.
 
-    return pytree.tree_map(join, *batches)
+    Tensors that don't count examples, and whatever is no tensor, are the first batch's;
+    lists without a tensor, as of file names, are strung together.
+    """
+    if len(batches) == 1:
+        return batches[0]
+    nums = [num_rows(batch) for batch in batches]
+
+    def join(parts: Sequence[Any]) -> Any:
+        first = parts[0]
+        if isinstance(first, Tensor):
+            full = first.ndim and [len(part) for part in parts] == nums
+            return torch.cat([*parts]) if full else first
+        if isinstance(first, Mapping):
+            return {key: join([part[key] for part in parts]) for key in first}
+        if isinstance(first, (tuple, list)):
+            if not any(isinstance(x, Tensor) for x in pytree.tree_leaves(first)):
+                return [*chain.from_iterable(parts)]
+            inner = [join(column) for column in zip(*parts, strict=True)]
+            named = hasattr(first, "_fields")
+            return type(first)(*inner) if named else type(first)(inner)
+        return first
+
+    return join(batches)

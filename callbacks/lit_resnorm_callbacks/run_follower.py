@@ -6,13 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_resnorm.measures.copies import Bound, Losses
 from lit_resnorm.measures.observe import Reduce
+from lit_resnorm.measures.rehearsal import rehearse
 from lit_resnorm_callbacks.batch_indices import BatchIndices
 from lit_resnorm_callbacks.cadence import steps_taken
+from lit_resnorm_callbacks.example_losses import check_mean
 from lit_resnorm_callbacks.left_out import LeftOut
+from lit_resnorm_callbacks.random_states import undisturbed
 from lit_resnorm_callbacks.ranks import measured_together
 from lit_resnorm_callbacks.twin_training import TwinTraining
 
@@ -37,13 +41,15 @@ class RunFollower:
         self.training: TwinTraining | None = None
         self.broken: str | None = None
         self._strict = strict
+        self._name = name
+        self._compared = False
         self._under_way = False
         self._batch_in_hand: Any = None
 
     def start(self) -> None:
         """Begin anew, without twins."""
         self.training = self.broken = None
-        self._under_way = False
+        self._compared = self._under_way = False
 
     def begin_batch(
         self, trainer: Trainer, batch: Any, batch_idx: int, left_out: LeftOut
@@ -60,11 +66,37 @@ class RunFollower:
 
         self._guarded(trainer, begin)
 
-    def compare(self, trainer: Trainer, loss: Tensor) -> None:
-        """Before the first step, see that the twins' loss is the run's."""
+    def compare(
+        self, trainer: Trainer, module: nn.Module, losses: Losses, loss: Tensor
+    ) -> None:
+        """Before the first step, see that the examples' losses make the run's.
+
+        Args:
+            trainer: The trainer.
+            module: The run's module.
+            losses: The losses of examples.
+            loss: What the run is about to differentiate.
+
+        Raises:
+            ValueError: If the losses of examples don't average to it.
+        """
+        if self._compared:
+            return
+        self._compared = True
         training, batch = self.training, self._batch_in_hand
-        if training is not None and not training.rehearsed:
-            measured_together(trainer, lambda _: training.compare(trainer, batch, loss))
+
+        def compared(_: Reduce) -> None:
+            if training is not None:
+                training.compare(trainer, batch, loss)
+                return
+            with undisturbed():
+                around = trainer.precision_plugin.train_step_context
+                seen = rehearse(Bound(module, losses), batch, around)
+            if not seen.draws:  # else other masks make other losses
+                own = loss * trainer.accumulate_grad_batches
+                check_mean(self._name, seen.losses, own)
+
+        measured_together(trainer, compared)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Take over the settings of the run's step."""

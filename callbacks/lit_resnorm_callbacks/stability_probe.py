@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_resnorm.measures.copies import Copies, trained_parameters
-from lit_resnorm.measures.influence import influence_copies
-from lit_resnorm.measures.observe import Reduce
+from lit_resnorm.measures.copies import Copies
+from lit_resnorm.measures.observe import Reduce, num_rows, take_rows, untouched
 from lit_resnorm.measures.sites import Site
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
+from lit_resnorm_callbacks.counts import check_count
 from lit_resnorm_callbacks.destinations import TakesTables
 from lit_resnorm_callbacks.example_losses import LossFn, losses_of
+from lit_resnorm_callbacks.influence import Influence
 from lit_resnorm_callbacks.left_out import LeftOut, choose, drawn_instead
 from lit_resnorm_callbacks.run_follower import RunFollower
 from lit_resnorm_callbacks.twin_training import TwinTraining
@@ -109,10 +113,10 @@ class StabilityProbe(Probe):
         self._left_out = LeftOut([-1] * self.num_twins)
         self._copies: Copies | None = None
         self._module: LightningModule | None = None
-        self._trained: list[str] = []
-        self._num_train = 0
-        self._decay = 0.0
+        self._influence: Influence | None = None
         self._saved: dict[str, Any] = {}
+        # Steps and module of the last fit.
+        self._ended: tuple[int, LightningModule | None] = 0, None
         self._rows: list[list[Any]] = []
 
     def _check_options(self) -> None:
@@ -128,9 +132,18 @@ class StabilityProbe(Probe):
                 f"norm_mode is {self.norm_mode!r}; a loss on one example alone has no"
                 " batch statistics: use frozen or eval"
             )
-        if removed is not None and (not removed or len({*removed}) < len(removed)):
+        if removed is not None and (
+            not removed
+            or len({*removed}) < len(removed)
+            or not all(isinstance(index, Integral) for index in removed)
+        ):
             raise ValueError(f"removed is {removed}; give different indices")
-        for option in ("num_twins", "memory", "damping"):
+        if self.sites:
+            raise ValueError(
+                f"sites is {self.sites!r}; {type(self).__name__} looks at no layers"
+            )
+        check_count("num_twins", self.num_twins)
+        for option in ("memory", "damping"):
             if getattr(self, option) <= 0:
                 raise ValueError(
                     f"{option} is {getattr(self, option)}; it must be positive"
@@ -165,7 +178,11 @@ class StabilityProbe(Probe):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the examples, make the twins, and measure if that is asked for."""
         self._follower.start()
-        self._num_train = size = self._follower.indices.num_examples(trainer)
+        if trainer.global_step and self._ended == (trainer.global_step, pl_module):
+            # Another fit goes on with the run, and Lightning makes a new optimizer.
+            self._saved = self.state_dict()
+            (self._saved["twins"] or {}).pop("optimizer", None)
+        size = self._follower.indices.num_examples(trainer)
         removed = choose(self.num_twins, self.removed, self.seed, size, self.name)
         self._left_out = LeftOut(removed)
         self._copies = None
@@ -173,9 +190,13 @@ class StabilityProbe(Probe):
             self._follower.training = training = self._train_twins(trainer, pl_module)
             self._copies = training.twins
         else:
-            optimizer = trainer.optimizers[0]
-            self._trained = trained_parameters(pl_module, optimizer)
-            self._decay = optimizer.param_groups[0].get("weight_decay", 0.0)
+            self._influence = Influence.of(
+                trainer,
+                pl_module,
+                num_train=size,
+                damping=self.damping,
+                norm_mode=self.norm_mode,
+            )
         self._go_on(pl_module)
         super().on_train_start(trainer, pl_module)
 
@@ -188,8 +209,8 @@ class StabilityProbe(Probe):
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        """Before the first step, see that the twins' loss is the run's."""
-        self._follower.compare(trainer, loss)
+        """Before the first step, see that the examples' losses make the run's."""
+        self._follower.compare(trainer, pl_module, self.losses, loss)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -212,6 +233,7 @@ class StabilityProbe(Probe):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the trained weights, and log the table of twins."""
         super().on_train_end(trainer, pl_module)
+        self._ended = trainer.global_step, pl_module
         step = self._last_step
         for logger in trainer.loggers:
             if isinstance(logger, TakesTables) and step is not None:
@@ -263,8 +285,15 @@ class StabilityProbe(Probe):
         """
         if self._follower.broken is not None:
             raise RuntimeError(self._follower.broken)
-        if self.method == "influence" and self._left_out.seen:
-            self._copies = self._estimate(module, batch, reduce)
+        if self._influence is not None and self._left_out.seen:
+            self._copies = self._influence.copies(
+                module,
+                batch,
+                self._left_out,
+                forward_fn=self.forward_fn,
+                loss_fn=self.loss_fn,
+                reduce=reduce,
+            )
         values, self._rows = twin_values(
             module,
             self.losses,
@@ -275,6 +304,29 @@ class StabilityProbe(Probe):
             reduce=reduce,
         )
         return values
+
+    def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
+        super()._prepare(trainer, module)
+        if not num_rows(self._batch):
+            return
+        few = take_rows(self._batch, slice(2))
+        try:
+            with untouched(module) as run, torch.no_grad():
+                run(lambda: self.losses(module, few))
+        except Exception as error:
+            raise ValueError(
+                f"{self.name}: the probe batch's losses can't be taken"
+                f" ({type(error).__name__}: {error}): give loss_fn or forward_fn"
+            ) from error
+
+    def _run_alone(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._saved or self._copies is not None:
+            super()._run_alone(trainer, module)
+        else:
+            rank_zero_info(
+                f"{self.name}: there are no twins but in a training and in its"
+                " checkpoints; nothing is measured"
+            )
 
     def _train_twins(self, trainer: Trainer, module: LightningModule) -> TwinTraining:
         instead = None
@@ -297,25 +349,6 @@ class StabilityProbe(Probe):
             keep_in_norms=not self.bn_excludes_removed,
             memory=self.memory,
             name=self.name,
-        )
-
-    def _estimate(
-        self, module: LightningModule, batch: Batch, reduce: Reduce
-    ) -> Copies:
-        return influence_copies(
-            module,
-            self.forward_fn,
-            lambda output, of: losses_of(module, output, of, self.loss_fn),
-            self._trained,
-            batch,
-            self._left_out.examples(),
-            self._left_out.seen,
-            self.num_twins,
-            num_train=self._num_train,
-            decay=self._decay,
-            damping=self.damping,
-            norm_mode=self.norm_mode,
-            reduce=reduce,
         )
 
     def _go_on(self, module: LightningModule) -> None:

@@ -22,7 +22,9 @@ from lit_resnorm.measures.clipping import clip_by_norm, clip_by_value
 from lit_resnorm.measures.copies import Losses
 from lit_resnorm.measures.observe import Reduce
 from lit_resnorm.measures.twins import Share, Twins
-from lit_resnorm_callbacks.left_out import Hits, joined
+from lit_resnorm_callbacks.example_losses import check_mean
+from lit_resnorm_callbacks.left_out import Hits
+from lit_resnorm_callbacks.probe_batch import joined
 from lit_resnorm_callbacks.random_states import RandomStates, undisturbed
 
 
@@ -69,7 +71,6 @@ class TwinTraining:
         self._random = RandomStates.now()
         self._awaits_forward = False
         self._stepped = False
-        self.rehearsed = False
         # The first module call of a batch is where the run's forward pass begins.
         self._hooks = [
             each.register_forward_pre_hook(self._before_forward)
@@ -104,7 +105,6 @@ class TwinTraining:
         Raises:
             ValueError: If the losses of examples don't average to it.
         """
-        self.rehearsed = True
         self._awaits_forward = False
         with undisturbed():
             seen = self.twins.rehearse(
@@ -117,15 +117,7 @@ class TwinTraining:
                 " can't run the model's forward pass"
             )
         self._with_replacements(batch)
-        own = loss.detach().double() * trainer.accumulate_grad_batches
-        mean = seen.losses.double().mean()
-        tolerance = torch.finfo(seen.losses.dtype).eps ** 0.5
-        if not torch.isclose(own, mean, rtol=tolerance, atol=tolerance, equal_nan=True):
-            raise ValueError(
-                f"{self._name}: the training loss of the first batch is {own:.8g}, and"
-                f" its examples' losses have the mean {mean:.8g}: give loss_fn (per"
-                " example, without penalties) or forward_fn such that they agree"
-            )
+        check_mean(self._name, seen.losses, loss * trainer.accumulate_grad_batches)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Take over the settings with which the run is about to step."""

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from lit_resnorm.measures.fisher.heads import check_output
 from lit_resnorm_callbacks.distributions import distribution_of
-from lit_resnorm_callbacks.fim_eigenvalues import targets_of
+from lit_resnorm_callbacks.example_losses import cross_entropies
+from lit_resnorm_callbacks.probe_batch import target_of
 
 LossFn = Callable[[Any, Any], Tensor]
 """Takes output and target; returns the loss of each example, or their mean."""
@@ -49,13 +50,6 @@ class Loss:
         if self.function is None:
             raise ValueError(f"there is no loss: {self.words}")
         return self.function(module, output, target_of(batch))
-
-
-def target_of(batch: Any) -> Any:
-    """Return a batch's target: a pair's second element, or a dict's by usual names."""
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        return batch[1]
-    return targets_of(batch)
 
 
 def loss_of(
@@ -154,13 +148,7 @@ def _class_dim(output: Tensor) -> int:
 def _losses(distribution: str, output: Tensor, target: Tensor) -> Tensor:
     """Return the losses of the examples, shape `(B,)`; positions are averaged."""
     if distribution == "softmax":
-        logits = output.movedim(_class_dim(output), 1)
-        labels = (
-            target
-            if target.shape == output.shape
-            else target.reshape(logits.shape[:1] + logits.shape[2:])
-        )
-        losses = F.cross_entropy(logits, labels, reduction="none")
+        losses = cross_entropies(output, target)
         return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
     shaped = target.reshape(output.shape).to(output.dtype)
     if distribution == "bernoulli":

@@ -173,9 +173,10 @@ class Twins(Copies):
         return super().state_dict() | {"optimizer": self._optimizer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state; without `optimizer`, with a new optimizer."""
         super().load_state_dict(state_dict)
-        self._optimizer.load_state_dict(state_dict["optimizer"])
+        if "optimizer" in state_dict:
+            self._optimizer.load_state_dict(state_dict["optimizer"])
 
     def _grad(self, name: str) -> Tensor:
         if name not in self._grads:
