@@ -10,13 +10,13 @@ import sys
 import lightning as L
 import numpy as np
 import pytest
-import yaml
+from handmade_runs import document, losses, make_run
 from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from small import FunctionalNet, loaders, quiet_trainer
 
 from lit_resnorm.cli import main
-from lit_resnorm.compare import comparison_document, read_runs
+from lit_resnorm.compare import read_runs
 from lit_resnorm.compare.config import flat_config
 from lit_resnorm.compare.recorded import Series
 from lit_resnorm.compare.table import print_comparison
@@ -28,47 +28,6 @@ SITES = ("001.net.a", "002.net.b", "010.net.c")
 @pytest.fixture(autouse=True)
 def _in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def make_run(path, rows, *, seed=0, lr=0.1, variant="LitResNet", status="finished"):
-    """Write a run directory by hand."""
-    path.mkdir(parents=True)
-    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": lr}}
-    init = {"depth": 3, "width": 8, "activation": "relu", "optimizer": optimizer}
-    config = {
-        "seed_everything": seed,
-        "trainer": {
-            "default_root_dir": str(path),
-            "callbacks": [{"class_path": "a.Probe", "init_args": {"cadence": 5}}],
-        },
-        "model": {"class_path": f"lit_resnorm.modules.{variant}", "init_args": init},
-        "data": {"class_path": "Digits", "init_args": {"batch_size": 64, "root": "/x"}},
-        "run": path.name,
-    }
-    (path / "config.yaml").write_text(yaml.safe_dump(config))
-    text = "".join(json.dumps({"epoch": 0, **row}) + "\n" for row in rows)
-    (path / "history.jsonl").write_text(text)
-    if status:
-        (path / "summary.json").write_text(json.dumps({"status": status}))
-    return path
-
-
-def losses(*values):
-    return [
-        {
-            "step": 10 * i,
-            "train/loss": v,
-            "val/accuracy": None if isinstance(v, str) else v / 10,
-        }
-        for i, v in enumerate(values)
-    ]
-
-
-def document(*words, by=None, **options):
-    runs, skipped = read_runs([str(word) for word in words])
-    found = comparison_document(runs, skipped, by, **options)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    return found
 
 
 def test_seeds_are_averaged_at_exact_steps(tmp_path):

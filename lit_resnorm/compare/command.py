@@ -93,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="KEY",
         help="config keys by which runs are grouped and averaged, such as variant or"
-        " model.optimizer.momentum; default: all that runs differ in but seeds. Put it"
-        " after the runs",
+        " model.optimizer.momentum; default: what may change training, but seeds. Put"
+        " it after the runs",
     )
     parser.add_argument(
         "--best",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 FLAT = ("variant", "depth", "width", "data", "optimizer", "lr", "batch_size", "seed")
@@ -98,11 +98,17 @@ def known_key(key: str) -> str:
     return _TWINS.get(short, short)
 
 
-def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def differences(
+    configs: Sequence[Mapping[str, Any]], also: Collection[str] = ()
+) -> dict[str, list[Any]]:
     """Return the keys whose values differ, the best known first.
 
     A key that some runs lack differs where the others' values do, or where every run
     of `fit` has it.
+
+    Args:
+        configs: Flat configs.
+        also: Further keys that differ where some runs lack them.
 
     Returns:
         By key, a value a run; None where a run lacks it.
@@ -110,8 +116,8 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     found = {}
     for key in _keys(configs):
         values = [config[key] for config in configs if key in config]
-        lacking = len(values) < len(configs)
-        if (lacking and key in FLAT) or any(v != values[0] for v in values[1:]):
+        lacking = len(values) < len(configs) and (key in FLAT or key in also)
+        if lacking or any(value != values[0] for value in values[1:]):
             found[key] = [config.get(key) for config in configs]
     return found
 

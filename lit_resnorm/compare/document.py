@@ -17,7 +17,7 @@ from lit_resnorm.compare.config import differences, known_key, same
 from lit_resnorm.compare.findings import findings_of
 from lit_resnorm.compare.grouping import (
     Group,
-    default_by,
+    default_groups,
     group_series,
     grouped,
     spread,
@@ -45,14 +45,17 @@ def comparison_document(
         runs: The runs, as `read_runs` returns them.
         skipped: `name` and `reason` of what could not be read.
         by: Config keys by which runs are grouped; None: so that runs are averaged that
-            differ in seeds alone, see `grouping.default_by`.
+            differ in seeds alone, see `telling.default_by`.
         best: Give the best accuracy, loss and gap in the table, not the last.
 
     Returns:
         What JSON can hold; numbers that aren't finite are words.
     """
-    keys = default_by(runs) if by is None else [known_key(key) for key in by]
-    groups = grouped(runs, keys)
+    if by is None:
+        keys, groups = default_groups(runs)
+    else:
+        keys = [known_key(key) for key in by]
+        groups = grouped(runs, keys)
     configs = [run.config for run in runs]
     columns = columns_of(runs, best=best)
     number = len(runs)
@@ -65,7 +68,7 @@ def comparison_document(
         "by": keys,
         "differences": [
             {"key": key, "values": [plain(value) for value in values]}
-            for key, values in differences(configs).items()
+            for key, values in differences(configs, also=keys).items()
         ],
         "same": {key: plain(value) for key, value in same(configs).items()},
         "runs": _runs(runs, groups),

@@ -5,17 +5,16 @@ Dimensions: R runs of a group, S steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_resnorm.compare.config import FLAT, differences, known_key
+from lit_resnorm.compare.config import known_key
 from lit_resnorm.compare.recorded import Recorded, Series
-
-DEFAULT_BY = tuple(key for key in FLAT if key != "seed")
+from lit_resnorm.compare.telling import CALLBACKS, default_by
 
 
 @dataclass(frozen=True)
@@ -73,29 +72,31 @@ class GroupSeries:
     not_finite: NDArray[np.int64]
 
 
-def default_by(runs: Sequence[Recorded]) -> list[str]:
-    """Return the keys by which runs are grouped unless a user says otherwise.
+def default_groups(runs: Sequence[Recorded]) -> tuple[list[str], list[Group]]:
+    """Return the keys by which runs are grouped unasked, and the groups.
 
-    The flat keys of `fit` but the seed, as far as a run has them, and what else of
-    model or data tells runs apart that these don't (in runs of other projects anything
-    but seeds): so that runs are averaged that differ in seeds alone.
+    Our runs and those of other projects are grouped apart, each by `default_by`; beside
+    ours the others go by their names.
     """
-    configs = [run.config for run in runs]
-    known = [key for key in DEFAULT_BY if any(c.get(key) is not None for c in configs)]
-    foreign = any("variant" not in config for config in configs)
-    for key in differences(configs):
-        of_net = key.startswith(("model.", "data."))
-        seed = "seed" in key.rpartition(".")[2]
-        tells = len(_values(configs, [*known, key])) > len(_values(configs, known))
-        if key not in known and not seed and (of_net or foreign) and tells:
-            known.append(key)
-    return known
+    ours = [place for place, run in enumerate(runs) if "variant" in run.config]
+    others = [place for place in range(len(runs)) if place not in ours]
+    keys: list[str] = []
+    groups: list[Group] = []
+    for places in (ours, others):
+        part = [runs[place] for place in places]
+        by = default_by(part)
+        keys += [key for key in by if key not in keys]
+        for group in grouped(part, by):
+            at = [places[place] for place in group.runs]
+            guest = ours and places is others
+            label = _names([runs[place] for place in at]) if guest else group.label
+            groups.append(Group(label, group.key, at))
+    return keys, sorted(groups, key=lambda group: group.runs[0])
 
 
-def _values(
-    configs: Sequence[Mapping[str, Any]], keys: Sequence[str]
-) -> set[tuple[Any, ...]]:
-    return {tuple(config.get(key) for key in keys) for config in configs}
+def _names(runs: Sequence[Recorded]) -> str:
+    more = f" and {len(runs) - 1} more" if runs[1:] else ""
+    return runs[0].name + more
 
 
 def grouped(runs: Sequence[Recorded], by: Sequence[str]) -> list[Group]:
@@ -135,9 +136,17 @@ def _label(
         if key == "variant" and values[index] is not None:
             parts.append(str(values[index]))
         elif index in telling and values[index] is not None:
-            parts.append(f"{key.removeprefix('model.')} {values[index]}")
+            parts.append(_setting(key, values[index]))
     alike = [f"{k} {v}" for k, v in zip(keys, values, strict=False) if v is not None]
     return ", ".join(parts or alike)
+
+
+def _setting(key: str, value: Any) -> str:
+    """Return a key and its value in few words; a callback by its class alone."""
+    short = key.removeprefix("model.").removeprefix("trainer.")
+    name = key.removeprefix(CALLBACKS)
+    is_callback = name != key and str(value).rpartition(".")[2] == name
+    return name if is_callback else f"{short} {value}"
 
 
 def spread(values: Sequence[float]) -> Spread:

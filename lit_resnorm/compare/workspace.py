@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_resnorm.cli_errors import UsageError
-from lit_resnorm.compare.grouping import DEFAULT_BY
+from lit_resnorm.compare.telling import DEFAULT_BY
 
 _STEP = "trainer/global_step"
 _NAME = "lit_resnorm"
