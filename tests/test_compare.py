@@ -230,6 +230,16 @@ def test_a_thinned_series_says_so(tmp_path):
     assert len(curve["step"]) == len(curve["value"]) <= 500
 
 
+SUMMARIES = {
+    "a list": "[]",
+    "a list of pairs": '[["status", "finished"]]',
+    "nothing": "null",
+    "a status": '{"status": null}',
+    "verdicts": '{"status": "finished", "verdicts": 5}',
+    "seconds": '{"status": "finished", "seconds": "long"}',
+}
+
+
 def damage(path, name):
     if name == "empty":
         path.mkdir()
@@ -244,6 +254,9 @@ def damage(path, name):
     elif name == "summary":
         make_run(path, losses(1.0))
         (path / "summary.json").write_text("{")
+    elif name in SUMMARIES:
+        make_run(path, losses(1.0))
+        (path / "summary.json").write_text(SUMMARIES[name])
     elif name == "config":
         make_run(path, losses(1.0))
         (path / "config.yaml").write_text("a: [")
@@ -263,6 +276,7 @@ DAMAGED = {
     "no values": "it holds no values",
     "history": "history.jsonl, line 2: no JSON",
     "summary": "summary.json is damaged",
+    **dict.fromkeys(SUMMARIES, "summary.json is damaged"),
     "config": "config.yaml is damaged",
     "csv": "has no column 'step'",
     "wandb": "is no W&B run file",

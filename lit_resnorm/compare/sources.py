@@ -11,10 +11,13 @@ from lit_resnorm.compare.csv_logs import METRICS, read_csv_rows, read_hparams
 from lit_resnorm.compare.online import ADDRESS, read_online
 from lit_resnorm.compare.recorded import Kind, Recorded, recorded_of_rows
 from lit_resnorm.offline_wandb import find_offline_runs, read_offline_run
-from lit_resnorm.run_files import CONFIG, HISTORY, SUMMARY, read_run_rows
+from lit_resnorm.run_files import CONFIG, HISTORY, SUMMARY, RunRows, read_run_rows
 
 Skipped = dict[str, str]
 """`name` and `reason` of what could not be read."""
+
+_SUMMARY = {"status": str, "verdicts": dict, "seconds": int | float | None}
+"""Kinds of what a whole `summary.json` holds."""
 
 _DEEP = 4
 """Levels of folders in which runs are looked for."""
@@ -156,7 +159,7 @@ def _read(place: _Place) -> Recorded:
         )
     else:
         if place.kind == "directory":
-            read = read_run_rows(place.path)
+            read = _run_rows(place.path)
         else:
             read = read_offline_run(place.run_id, place.folders)
         run = recorded_of_rows(
@@ -170,6 +173,23 @@ def _read(place: _Place) -> Recorded:
             seconds=read.summary.get("seconds"),
         )
     return run
+
+
+def _run_rows(path: Path) -> RunRows:
+    """Return a run directory's rows.
+
+    Raises:
+        ValueError: If it isn't one, or a file in it is damaged.
+    """
+    file = path / SUMMARY
+    if file.exists() and file.read_bytes().lstrip()[:1] != b"{":
+        raise ValueError(f"{file} is damaged: it holds no object")
+    read = read_run_rows(path)
+    for key, kind in _SUMMARY.items():
+        value = read.summary.get(key)
+        if not isinstance(value, kind):
+            raise ValueError(f"{file} is damaged: {key} is {value!r}")
+    return read
 
 
 def _told_apart(runs: list[Recorded]) -> list[Recorded]:
