@@ -31,7 +31,10 @@ class Net(FunctionalNet):
         return self.net(x)
 
     def training_step(self, batch, batch_idx):
-        return getattr(self, self.criterion_name)(self(batch[0]), batch[1])
+        loss = getattr(self, self.criterion_name) or (
+            lambda out, _: out.square().mean()
+        )
+        return loss(self(batch[0]), batch[1])
 
     def validation_step(self, batch, batch_idx):
         pass
@@ -129,3 +132,21 @@ def test_a_dimension_of_classes_that_the_output_lacks_is_refused():
         ValueError, match=r"^fim: class_dim is 5; the output's shape is"
     ):
         measured(Net(None), CLASSES, class_dim=5)
+
+
+NUMBERS = torch.randn(NUM, 4, generator=generator)
+SHARES = NUMBERS.softmax(1)
+
+
+@pytest.mark.parametrize(("targets", "width"), [(NUMBERS, 4), (NUMBERS[:, :1], 1)])
+def test_numbers_are_not_taken_for_the_targets_of_logits(targets, width):
+    with pytest.raises(
+        ValueError, match=r"^fim: output is 'auto'.* targets are numbers"
+    ):
+        measured(Net(None, width), targets)
+    assert measured(Net(None, width), targets, output="gaussian") > 0
+
+
+@pytest.mark.parametrize(("targets", "width"), [(SHARES, 4), (TAGS[:, :1], 1)])
+def test_probabilities_of_classes_are(targets, width):
+    assert measured(Net(None, width), targets) > 0

@@ -5,10 +5,10 @@ import pytest
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 from small import FunctionalNet, quiet_trainer, vectors
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
 from lit_resnorm_callbacks import ActivationRateMonitor, Cadence
-from lit_resnorm_callbacks.probe_batch import joined
+from lit_resnorm_callbacks.probe_batch import first_examples, joined
 
 
 class Named(Dataset):
@@ -127,3 +127,29 @@ def test_options_that_can_not_be_right_are_refused(options, message):
 def test_a_cadence_may_be_given_by_its_attributes():
     given = ActivationRateMonitor(cadence={"every_n_steps": 5, "at_end": False}).cadence
     assert given == Cadence(5, at_end=False)
+
+
+class Once:
+    """A validation loader that can be read once."""
+
+    def __init__(self):
+        self.left = iter(DataLoader(vectors(20), 4))
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.left)
+
+
+def test_a_loader_that_can_be_read_once_is_left_to_the_validation():
+    trainer = quiet_trainer(max_steps=1, callbacks=[ActivationRateMonitor()])
+    with pytest.raises(ValueError, match="activation: the validation loader is a Once"):
+        trainer.fit(FunctionalNet(), DataLoader(vectors(8), 4), Once())
+
+
+def test_samplers_of_whole_batches_are_read_without_workers_too():
+    batches = BatchSampler(SequentialSampler(vectors(20)), 8, drop_last=False)
+    loader = DataLoader(vectors(20), batch_size=None, sampler=batches, num_workers=1)
+    batch = first_examples(loader, 20, "activation")
+    assert batch[0].shape == (20, 8)

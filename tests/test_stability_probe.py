@@ -366,6 +366,15 @@ def test_another_fit_of_the_trainer_goes_on_with_the_twins():
         assert trainer.callback_metrics[key] == expected[key]
 
 
+def test_twins_that_begin_amid_a_run_say_so(tmp_path):
+    trainer = fit(net(), batches(6))
+    trainer.save_checkpoint(tmp_path / "amid.ckpt")
+    later = quiet_trainer(max_steps=8, callbacks=[StabilityProbe(removed=REMOVED)])
+    loaders = DataLoader(data(), 12), DataLoader(data(20), 20)
+    with pytest.warns(UserWarning, match="6 steps.*holds no twins: they begin here"):
+        later.fit(net(), *loaders, ckpt_path=tmp_path / "amid.ckpt")
+
+
 def test_values_before_any_example_is_seen_are_zero_and_the_table_names_each_twin():
     class Tables(CSVLogger):
         rows = None

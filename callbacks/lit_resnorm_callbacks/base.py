@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_resnorm.measures.observe import (
     NormMode,
     Reduce,
     check_norm_mode,
+    num_rows,
     take_rows,
     untouched,
 )
@@ -257,6 +258,11 @@ class Probe(Callback, ABC):
         batch = fixed_batch(
             trainer, module, self.num_examples, name=self.name, **self._given
         )
+        if (num := num_rows(batch)) < self.num_examples:
+            rank_zero_info(
+                f"{self.name}: num_examples is {self.num_examples} and the probe data"
+                f" hold {num}; all of them are used"
+            )
         few = take_rows(batch, slice(2))
         with untouched(module) as run, torch.no_grad():
             sites = run(lambda: trace(module, lambda: self.forward_fn(module, few)))

@@ -71,12 +71,13 @@ class LikelihoodOptions:
         return self.of(module).weights(self.target_fn(batch))
 
     def check(self, module: nn.Module, batch: Any) -> None:
-        """Refuse weights that don't fit the labels or the output.
+        """Refuse weights and targets that don't fit the output.
 
         Raises:
             ValueError: With the option's name.
         """
         self.weights(module, batch)
+        self._check_targets(module, batch)
         given = self.of(module).class_weights
         if given is None:
             return
@@ -84,6 +85,26 @@ class LikelihoodOptions:
         if len(given) != num:
             raise ValueError(
                 f"class_weights has {len(given)} weights, and the output {num} classes"
+            )
+
+    def _check_targets(self, module: nn.Module, batch: Any) -> None:
+        """Refuse to take for logits what is compared with numbers."""
+        target = self.target_fn(batch)
+        if self.of(module).output != "auto" or not isinstance(target, Tensor):
+            return
+        if not target.is_floating_point() or not len(target):
+            return
+        num = self._num_outputs(module, batch, "auto")
+        shares = bool((target >= 0).all() and (target <= 1).all())
+        if num > 1:
+            whole = target.flatten(1).sum(1) if target.ndim > 1 else target
+            one = torch.ones_like(whole) * (target[0].numel() / num)
+            shares &= torch.allclose(whole, one, atol=1e-4)
+        if not shares:
+            raise ValueError(
+                "output is 'auto', the module has no loss to ask, and the targets are"
+                " numbers: give output 'gaussian' (with loss_scale: 2 / C for the mean"
+                " of squared errors over C outputs), 'bernoulli' or 'softmax'"
             )
 
     def _num_outputs(self, module: nn.Module, batch: Any, output: str) -> int:

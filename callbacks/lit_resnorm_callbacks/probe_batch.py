@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset
@@ -107,11 +106,6 @@ def fixed_batch(
         batch = take_rows(batch, slice(num_examples))
         if not num_rows(batch):
             raise ValueError(f"{name}: the probe batch holds no example")
-        if num_rows(batch) < num_examples:
-            rank_zero_info(
-                f"{name}: num_examples is {num_examples} and the probe data hold"
-                f" {num_rows(batch)}; all of them are used"
-            )
         batch = trainer.precision_plugin.convert_input(batch)
         return trainer.strategy.batch_to_device(batch, module.device)
 
@@ -154,6 +148,11 @@ def _loader(trainer: Trainer, name: str) -> Iterable[Any]:
         given = source.dataloader()
         given = given.iterables if isinstance(given, CombinedLoader) else given
         loaders = pytree.tree_leaves(given, is_leaf=lambda x: isinstance(x, DataLoader))
+        if loaders and isinstance(loaders[0], Iterator):
+            raise ValueError(
+                f"{name}: the validation loader is a {type(loaders[0]).__name__}, which"
+                " can be read once only; give the probe batch= or dataloader="
+            )
         if loaders:
             return loaders[0]
     raise ValueError(
@@ -189,6 +188,8 @@ def _in_process(loader: Iterable[Any]) -> Iterator[Any]:
         return iter(loader)
     if isinstance(loader.dataset, IterableDataset):
         how: dict[str, Any] = {"batch_size": loader.batch_size}
+    elif loader.batch_sampler is None:
+        how = {"batch_size": None, "sampler": loader.sampler}
     else:
         how = {"batch_sampler": loader.batch_sampler}
     return iter(DataLoader(loader.dataset, collate_fn=loader.collate_fn, **how))

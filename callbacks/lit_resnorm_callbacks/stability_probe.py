@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -182,6 +182,11 @@ class StabilityProbe(Probe):
             # Another fit goes on with the run, and Lightning makes a new optimizer.
             self._saved = self.state_dict()
             (self._saved["twins"] or {}).pop("optimizer", None)
+        elif trainer.global_step and not self._saved:
+            rank_zero_warn(
+                f"{self.name}: the run has taken {trainer.global_step} steps, and the"
+                " checkpoint holds no twins: they begin here, as the run is now"
+            )
         size = self._follower.indices.num_examples(trainer)
         removed = choose(self.num_twins, self.removed, self.seed, size, self.name)
         self._left_out = LeftOut(removed)
