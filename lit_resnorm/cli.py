@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import traceback
@@ -14,6 +15,7 @@ from lit_resnorm.run_files import RUN_DIR
 PROGRAM = "lit-resnorm"
 SUCCESS, FAILURE, WRONG_USE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
+_COMMANDS = ("fit", "validate", "test", "predict", "compare", "diagnose", "reproduce")
 _OTHER_COMMANDS = """\
 Commands with options of their own (see each one's --help):
   compare     runs side by side: a table, what is pathological, one HTML page
@@ -65,6 +67,7 @@ def _run(args: list[str]) -> int:
         from lit_resnorm.compare.command import compare
 
         return compare(args[1:])
+    _check_command(args)
     if args[:1] == ["reproduce"]:
         from lit_resnorm.papers.reproduce import reproduce
 
@@ -80,6 +83,16 @@ def _run(args: list[str]) -> int:
         return diagnose_command(args[1:], configured)
     cli = ResNormCLI(args)
     return DIVERGED if cli.subcommand == "fit" and cli.diverged else SUCCESS
+
+
+def _check_command(args: list[str]) -> None:
+    if not args or args[0].startswith("-") or args[0] in _COMMANDS:
+        return
+    close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UsageError(
+        f"there is no command {args[0]!r}, only {', '.join(_COMMANDS)}{hint}"
+    )
 
 
 def _status_of_exit(error: SystemExit) -> int:

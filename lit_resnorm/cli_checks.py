@@ -83,6 +83,16 @@ def check_outputs(module: LightningModule, data: LightningDataModule) -> None:
         )
 
 
+def check_optimizer(module: LightningModule) -> None:
+    """Raise ValueError if one of our modules can't make its optimizer."""
+    if not isinstance(module, LitClassifier):
+        return
+    try:
+        module.configure_optimizers()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--model.optimizer, --model.lr_scheduler: {error}") from error
+
+
 def check_checkpoint(
     path: Path, module: LightningModule, *, weights_only: bool = True
 ) -> None:
@@ -94,9 +104,11 @@ def check_checkpoint(
     saved = checkpoint.get(VARIANT, own)
     reason = _difference(checkpoint["state_dict"], module.state_dict())
     if saved != own or reason:
+        what = f"it is of {saved}, the model is {own}"
+        if saved == own:
+            what = f"it is of another {own} than the model"
         raise ValueError(
-            f"--ckpt_path {path}: it is of {saved}, the model is {own}"
-            + (f" ({reason})" if reason else "")
+            f"--ckpt_path {path}: {what}" + (f" ({reason})" if reason else "")
         )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -25,6 +26,7 @@ from lit_resnorm.cli_checks import (
     check_callback_names,
     check_checkpoint,
     check_devices,
+    check_optimizer,
     check_outputs,
 )
 from lit_resnorm.cli_defaults import filled_in, with_defaults, without_traces
@@ -75,7 +77,7 @@ class ResNormCLI(LightningCLI):
             return (
                 path.exists() and json.loads(path.read_text())["status"] == "diverged"
             )
-        return has_diverged(self.model)
+        return has_diverged(self.trainer)
 
     @property
     def _weights_only(self) -> bool:
@@ -166,6 +168,7 @@ class ResNormCLI(LightningCLI):
             # the whole config goes to the loggers once, by RunConfig
             self.model._log_hyperparams = self.datamodule._log_hyperparams = False
             check_outputs(self.model, self.datamodule)
+            check_optimizer(self.model)
             if self.options.ckpt_path:
                 path = Path(self.options.ckpt_path)
                 check_checkpoint(path, self.model, weights_only=self._weights_only)
@@ -204,11 +207,26 @@ class ResNormCLI(LightningCLI):
                 self.trainer.fit_loop.load_state_dict(loops["fit_loop"])
         try:
             super()._run_subcommand(subcommand)
-        except BaseException:
+        except BaseException as error:
             forget_run(self.run_dir)
+            if subcommand == "fit" and isinstance(error, ValueError) and self._unbegun:
+                raise UsageError(one_line(error)) from error
             raise
         if self.run_dir is not None:
             rank_zero_info(f"Run directory: {self.run_dir}")
+
+    @property
+    def _unbegun(self) -> bool:
+        """Whether no batch has been trained on yet."""
+        loop = self.trainer.fit_loop.epoch_loop
+        return not loop.batch_progress.state_dict()["total"]["started"]
+
+    def predict(self, **kwargs: Any) -> None:
+        """Write what the module predicts to `predictions.pt`, one tensor a batch."""
+        predictions = self.trainer.predict(**kwargs)
+        if self.run_dir is not None:
+            own = f".{rank()}" if self.trainer.world_size > 1 else ""
+            torch.save(predictions, self.run_dir / f"predictions{own}.pt")
 
     def after_fit(self) -> None:
         """Test the trained weights where `test_after_fit` asks for it."""

@@ -8,6 +8,7 @@ training epoch one lower; a logger that asks `StepCount` puts them right.
 
 from __future__ import annotations
 
+import re
 import sys
 import weakref
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
+
+_LOSS = re.compile(r"(^|[/_.])loss($|[/_.])")
 
 
 class StepCount:
@@ -101,15 +104,25 @@ def run_status(status: str, trainer: Trainer) -> str:
         trainer: The Trainer.
 
     Returns:
-        `finished`, `diverged` (the module says so), `interrupted` (Ctrl-C, SIGTERM) or
+        `finished`, `diverged` (see `has_diverged`), `interrupted` (Ctrl-C, SIGTERM) or
         `failed`.
     """
     if status == "failed":
         stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)
         return "interrupted" if stopped else "failed"
-    return "diverged" if has_diverged(trainer.lightning_module) else "finished"
+    return "diverged" if has_diverged(trainer) else "finished"
 
 
-def has_diverged(module: nn.Module) -> bool:
-    """Say whether a module calls its training diverged; of a population, all."""
-    return bool(torch.as_tensor(getattr(module, "diverged", False)).all())
+def has_diverged(trainer: Trainer) -> bool:
+    """Say whether a training diverged.
+
+    A module's own `diverged` tells, of a population that of all its members; without
+    one, whether a loss that it logged isn't finite in the end.
+    """
+    own = getattr(trainer.lightning_module, "diverged", None)
+    if own is not None:
+        return bool(torch.as_tensor(own).all())
+    return any(
+        _LOSS.search(key) and not bool(torch.as_tensor(value).isfinite().all())
+        for key, value in trainer.callback_metrics.items()
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from offline import complete
 
 from lit_resnorm.cli import main
@@ -53,7 +53,12 @@ def error_of(capsys, args, status=2):
 
 BAD = {
     "no command": ([], "fit,validate,test,predict"),
-    "unknown command": (["fitt"], "fitt"),
+    "unknown command": (["fitt"], "no command 'fitt'.*did you mean fit"),
+    "misspelt command": (["comapre", "x"], "'comapre'.*diagnose.*did you mean compare"),
+    "negative rate": (
+        [*FIT, "--model.optimizer.lr", "-1"],
+        "--model.optimizer.*Invalid learning rate: -1",
+    ),
     "no model": (["fit"], "--model is missing"),
     "depth 0": ([*FIT, "--model.depth", "0"], "depth.*0"),
     "negative depth": ([*FIT, "--model.depth=-3"], "depth.*-3"),
@@ -108,6 +113,21 @@ def test_wrong_use_is_one_line_that_names_option_and_value(capsys, case):
     args, expected = BAD[case]
     assert re.search(expected, error_of(capsys, args))
     assert not Path("runs").exists() or not list(Path("runs").glob("*/*"))
+
+
+# what probes tell at their set-up
+PROBES = {
+    "sites": ("FIMEigenvalueProbe", "sites=none", "fim: no layer matches 'none'"),
+    "twins": ("StabilityProbe", "num_twins=99", "num_twins is 99, and .* holds 60"),
+}
+
+
+@pytest.mark.parametrize("case", PROBES)
+def test_wrong_use_of_a_probe_is_told_before_the_first_batch(capsys, case):
+    probe, option, expected = PROBES[case]
+    added = f"--trainer.callbacks+={probe}", f"--trainer.callbacks.{option}"
+    assert re.search(expected, error_of(capsys, [*FIT, *added]))
+    assert not Path(runs()[0], "history.jsonl").read_text()
 
 
 # what can be told when the data are there
@@ -261,6 +281,8 @@ def test_a_checkpoint_is_evaluated_into_its_run_at_its_step(command):
 def test_predict_runs_from_a_checkpoint():
     assert main([*FIT, "--run", "a"]) == 0
     assert main(["predict", *FIT[1:], "--run", "a", "--ckpt_path", "last"]) == 0
+    predicted = torch.load("runs/LitResNetBN/a/predictions.pt")
+    assert torch.cat(predicted).shape[1] == 10
 
 
 def test_fast_dev_run_leaves_nothing():
@@ -288,6 +310,32 @@ def test_an_interrupted_run_has_its_own_status(number):
     finally:
         signal.signal(signal.SIGINT, before)
     assert read_run(runs()[0]).summary["status"] == "interrupted"
+
+
+class Careless(LightningModule):
+    """Another project's module, which says nothing of divergence."""
+
+    def __init__(self, lr: float = 0.1) -> None:
+        super().__init__()
+        self.lr = lr
+        self.net = torch.nn.Linear(64, 10)
+
+    def training_step(self, batch, batch_idx):
+        loss = (self.net(batch[0].flatten(1)) ** 4).sum()
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.lr)
+
+
+@pytest.mark.parametrize(("lr", "status"), [("1e-6", 0), ("1e6", 3)])
+def test_a_diverged_run_of_another_projects_module_has_its_own_status_too(lr, status):
+    model = ["--model", f"{__name__}.Careless", "--model.lr", lr]
+    args = ["fit", *model, *PLAIN, "--trainer.logger", "RunHistory"]
+    assert main([*args, "--trainer.max_epochs", "3"]) == status
+    found = read_run(runs("Careless")[0]).summary["status"]
+    assert found == ("diverged" if status else "finished")
 
 
 class Interrupt(Callback):

@@ -119,12 +119,6 @@ class LitClassifier(L.LightningModule):
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
-        plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-        if plateau and self.lr_interval == "step":
-            raise ValueError(
-                "lr_interval='step' doesn't go with ReduceLROnPlateau, which waits for "
-                "a validation"
-            )
         return scheduled(optimizer, scheduler, self.lr_interval)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,7 +24,16 @@ def scheduled(
         optimizer: The optimizer.
         scheduler: Its scheduler; watches `val/loss`, or what its `monitor` names.
         interval: Whether it steps each `epoch` or optimizer `step`.
+
+    Raises:
+        ValueError: If `ReduceLROnPlateau` should step at each optimizer step.
     """
+    plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    if plateau and interval == "step":
+        raise ValueError(
+            "lr_interval='step' doesn't go with ReduceLROnPlateau, which waits for a"
+            " validation"
+        )
     return {
         "optimizer": optimizer,
         "lr_scheduler": {
