@@ -198,6 +198,51 @@ def test_findings_name_the_pathology_with_its_numbers_and_paper(tmp_path):
     assert found[0]["severity"] == "bad"
 
 
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("train/loss", "Its train/loss is not finite from step 3 on."),
+        ("train_loss", "Its train_loss is not finite from step 3 on."),
+        ("val_loss", "Its val_loss is not finite from step 3 on."),
+        ("loss", "Its loss is not finite from step 3 on."),
+        ("loss_epoch", "Its loss_epoch is not finite from step 3 on."),
+        ("a/val_loss/dataloader_idx_0", "Its a/val_loss/dataloader_idx_0 is"),
+        ("loss_scale", None),
+        ("fim/lambda_max", None),
+    ],
+)
+@pytest.mark.parametrize("status", ["finished", "interrupted", "failed"])
+def test_any_loss_that_ends_not_finite_is_found(tmp_path, key, told, status):
+    values = (2.0, "Infinity", 3.0, "NaN", "Infinity")
+    rows = [{"step": step, key: value} for step, value in enumerate(values)]
+    make_run(tmp_path / "a", rows, status=status)
+    texts = " ".join(one["text"] for one in document(tmp_path)["findings"])
+    assert ("Its " in texts) == (told is not None)
+    assert (told or "") in texts
+
+
+def test_a_loss_that_came_back_is_no_divergence(tmp_path):
+    make_run(tmp_path / "a", losses(2.0, "NaN", 1.0))
+    assert document(tmp_path)["findings"] == []
+
+
+def test_a_run_that_says_it_diverged_is_found_by_its_status(tmp_path):
+    rows = [{"step": 0, "val_loss": 5.0, "train_loss": 2.5}]
+    rows += [{"step": 4, "train_loss": "NaN"}]
+    make_run(tmp_path / "a", rows, status="diverged")
+    (one,) = document(tmp_path)["findings"]
+    assert one["text"] == ("Diverged by step 4; its last finite training loss was 2.5.")
+
+
+def test_a_rate_above_its_bound_is_bad_where_a_loss_of_any_name_diverged(tmp_path):
+    rows = [{"step": 0, "fim/rate_ratio": 5.0, "train_loss": 2.0}]
+    rows += [{"step": 3, "train_loss": "NaN"}]
+    make_run(tmp_path / "a", rows)
+    found = document(tmp_path)["findings"]
+    assert [one["severity"] for one in found] == ["bad", "bad"]
+    assert "5 times its bound" in found[1]["text"]
+
+
 def test_a_network_that_learned_nothing_is_named(tmp_path):
     rows = [{"step": 0, "moments/pathology": 2.0}, {"step": 9, "val/accuracy": 0.15}]
     rows += [{"step": 9, "moments/pathology": 0.0}]

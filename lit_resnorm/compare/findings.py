@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from lit_resnorm.compare.columns import stage_series, verdict
+from lit_resnorm.compare.divergence import broken_loss, has_diverged, training_loss
 from lit_resnorm.compare.recorded import Recorded, Series
 
 LABATIE = "Labatie 2019, arXiv 1811.03087"
@@ -59,27 +60,28 @@ _Said = Iterator[tuple[Literal["bad", "warn", "good", "info"], str, str]]
 
 
 def _ending(run: Recorded) -> _Said:
-    loss = run.series.get("train/loss")
     step = max((int(one.step[-1]) for one in run.series.values()), default=0)
     if run.status == "diverged":
+        loss = training_loss(run)
         values = [] if loss is None else loss.value[np.isfinite(loss.value)].tolist()
         last = ""
         if values:
             last = f"; its last finite training loss was {values[-1]:.4g}"
         yield "bad", f"diverged by step {step}{last}", "training loss not finite"
-    elif run.status == "failed":
+        return
+    broken = broken_loss(run)
+    if broken is not None:
+        text = f"its {broken[0]} is not finite from step {broken[1]} on"
+        yield "bad", text, "a loss not finite at the end"
+    if run.status == "failed":
         yield "bad", f"failed at step {step}", "exit status"
     elif run.status == "interrupted":
         yield "info", f"did not come to its end (step {step})", "no end was recorded"
-    elif loss is not None and not np.isfinite(loss.value).all():
-        place = int(loss.step[~np.isfinite(loss.value)][0])
-        text = f"its training loss is not finite from step {place} on"
-        yield "bad", text, "training loss not finite"
 
 
 def _learning(run: Recorded) -> _Said:
     accuracy = _poor_accuracy(run)
-    if accuracy is not None and run.status != "diverged":
+    if accuracy is not None and not has_diverged(run):
         guess = 1 / run.config["model.num_classes"]
         text = (
             f"learned little: validation accuracy {accuracy:.3g}, a guess {guess:.3g}"
@@ -158,7 +160,7 @@ def _rate(run: Recorded) -> _Said:
         numbers = f": {_at(rate, step):.3g} against {_at(bound, step):.3g}"
     if ratio > 1:
         text = f"learning rate {ratio:.3g} times its bound at step {step}{numbers}"
-        bad = run.status == "diverged" or _poor_accuracy(run) is not None
+        bad = has_diverged(run) or _poor_accuracy(run) is not None
         yield "bad" if bad else "warn", text, FURUSHO
     elif not _is_saturated(run):
         text = f"learning rate below its bound throughout (at most {ratio:.3g} of it)"
