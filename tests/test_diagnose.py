@@ -338,6 +338,67 @@ def test_options_that_cannot_be_right_are_refused(options, message):
         diagnose(FunctionalNet(), loader(), **options)
 
 
+@pytest.mark.parametrize(
+    "net", [nn.Identity(), nn.Sequential(nn.Identity()), nn.Sequential()]
+)
+@pytest.mark.parametrize("rate", [None, 0.1])
+def test_a_network_that_does_nothing_is_refused(net, rate):
+    with pytest.raises(ValueError, match=r"does nothing with its input.*network"):
+        diagnose(net, loader(), rate=rate)
+
+
+class Owner(FunctionalNet):
+    """Gives the losses of the examples itself."""
+
+    def losses(self, output, target):
+        return F.cross_entropy(output, target, reduction="none")
+
+
+@pytest.mark.parametrize("options", [{}, {"rate": 0.1}, {"check_rate": True}])
+@pytest.mark.parametrize(
+    ("kind", "first", "told"),
+    [
+        (FunctionalNet, 5, "from 5 to 7"),
+        (FunctionalNet, -1, "from -1 to 1"),
+        (Owner, 5, "from 5 to 7"),
+    ],
+)
+def test_labels_that_are_no_classes_of_the_output_are_refused(
+    options, kind, first, told
+):
+    labels = torch.tensor([first, first + 1, -100, first + 2]).repeat(8)
+    data = DataLoader(TensorDataset(torch.randn(32, 8), labels), 8)
+    message = f"labels go {told}, and the output has 3 classes: give"
+    with pytest.raises(ValueError, match=message):
+        diagnose(kind(), data, **options)
+
+
+def test_labels_of_one_logit_are_0_and_1():
+    labels = torch.arange(32) % 3
+    data = DataLoader(TensorDataset(torch.randn(32, 8), labels), 8)
+    with pytest.raises(ValueError, match="labels go from 0 to 2, and the output has"):
+        diagnose(deep(nn.Linear, nn.ReLU, num_outputs=1), data)
+
+
+def test_an_output_of_one_number_is_refused():
+    class Summed(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).sum()
+
+    with pytest.raises(ValueError, match="output of Summed is a single number"):
+        diagnose(Summed(8, 3), loader())
+
+
+def test_an_argument_that_is_missing_in_a_batch_names_the_option_forward():
+    class Named(nn.Module):
+        def forward(self, features):
+            return features
+
+    rows = [{"x": torch.randn(4, 8), "labels": torch.randint(3, (4,))}]
+    with pytest.raises(ValueError, match=r"needs features.*: give forward or"):
+        diagnose(Named(), rows)
+
+
 def test_a_loader_without_examples_is_refused():
     with pytest.raises(ValueError, match="holds no example"):
         diagnose(FunctionalNet(), [])

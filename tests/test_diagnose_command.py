@@ -120,6 +120,48 @@ def test_wrong_use_is_one_line_that_names_the_option(words, message, capsys, pla
     assert not [*place.iterdir()]
 
 
+OWN = """
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Net(L.LightningModule):
+    def __init__(self, nothing: bool = False):
+        super().__init__()
+        self.net = torch.nn.Identity() if nothing else torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Data(L.LightningDataModule):
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(torch.randn(8, 8), torch.arange(8)), 4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "labels go from 0 to 7, and the output has 3 classes"),
+        (["--model.nothing", "true"], "Net does nothing with its input"),
+    ],
+)
+def test_what_cannot_be_diagnosed_is_one_line_and_status_2(
+    words, message, capsys, place, monkeypatch
+):
+    (place / "own_of_a_user.py").write_text(OWN)
+    monkeypatch.syspath_prepend(place)
+    names = ["--model", "own_of_a_user.Net", "--data", "own_of_a_user.Data"]
+    assert diagnose(*names, *words) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if "Seed set" not in line]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not captured.out
+
+
 def test_help_says_what_it_finds_and_how_it_leaves(capsys):
     assert main(["diagnose", "--help"]) == 0
     text = capsys.readouterr().out

@@ -10,12 +10,15 @@ from typing import Any, NoReturn, Protocol
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 
 from lit_resnorm.cli_checks import check_checkpoint
 from lit_resnorm.cli_errors import UsageError
 from lit_resnorm.diagnose.network import diagnose
 from lit_resnorm.diagnose.printing import show
+from lit_resnorm.diagnose.progress import Progress
+from lit_resnorm.diagnose.result import Diagnosis
 from lit_resnorm.run_files import CHECKPOINTS, CONFIG
 from lit_resnorm.run_places import load_checkpoint
 
@@ -68,7 +71,8 @@ def diagnose_command(
         0 where no pathology was found, else 3.
 
     Raises:
-        UsageError: On an option that can't be right, or files that aren't there.
+        UsageError: On an option that can't be right, files that aren't there, or a
+            network that can't be diagnosed on this data.
     """
     options, rest = _parser().parse_known_args(args)
     _check(options)
@@ -79,22 +83,20 @@ def diagnose_command(
     if options.checkpoint is not None:
         _load(made.module, options.checkpoint)
     console = Console(stderr=True)
-    bar = Progress(
+    bar = Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         TimeElapsedColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
     with bar:
         task = bar.add_task("diagnose")
-        diagnosis = diagnose(
-            made.module,
-            made.data,
-            num_examples=options.num_examples,
-            check_rate=options.check_rate,
-            seed=options.seed or 0,
-            progress=lambda stage, done, total: bar.update(
+        diagnosis = _diagnosis(
+            made,
+            options,
+            lambda stage, done, total: bar.update(
                 task, description=stage, completed=done, total=total
             ),
         )
@@ -102,6 +104,27 @@ def diagnose_command(
         options.json.write_text(diagnosis.to_json(), encoding="utf-8")
     show(diagnosis)
     return PATHOLOGICAL if diagnosis.status == "pathological" else HEALTHY
+
+
+def _diagnosis(
+    made: Configured, options: argparse.Namespace, progress: Progress
+) -> Diagnosis:
+    """Return the diagnosis.
+
+    Raises:
+        UsageError: If the network can't be diagnosed on this data.
+    """
+    try:
+        return diagnose(
+            made.module,
+            made.data,
+            num_examples=options.num_examples,
+            check_rate=options.check_rate,
+            seed=options.seed or 0,
+            progress=progress,
+        )
+    except ValueError as error:
+        raise UsageError(" ".join(str(error).split())) from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_resnorm.diagnose.labels import check_labels, class_dim
 from lit_resnorm.measures.fisher.heads import check_output
+from lit_resnorm.measures.observe import take_rows
 from lit_resnorm_callbacks.distributions import distribution_of
 from lit_resnorm_callbacks.example_losses import cross_entropies
 from lit_resnorm_callbacks.probe_batch import target_of
@@ -68,14 +70,14 @@ def loss_of(
 
     Args:
         module: The network.
-        output: Its output on a few examples.
-        batch: These examples.
+        output: Its output on the first examples of the batch.
+        batch: The batch.
         distribution: `softmax`, `bernoulli`, `gaussian`, or `auto`.
         loss_fn: Takes output and target.
 
     Raises:
         ValueError: If `distribution` is none of these, or the module has a loss that
-            tells none and none is given.
+            tells none and none is given; if the output has no class for a label.
     """
     if distribution != "auto":
         check_output(distribution)
@@ -83,7 +85,12 @@ def loss_of(
         found = type(output).__name__
         words = f"the output is a {found}, no tensor of logits or predictions"
         return Loss(None, _given(loss_fn), words)
-    target = target_of(batch)
+    if not output.ndim:
+        raise ValueError(
+            f"the output of {type(module).__name__} is a single number; diagnose needs"
+            " outputs of examples: give forward, a function of module and batch"
+        )
+    target = target_of(take_rows(batch, slice(len(output))))
     if distribution == "auto" and (loss_fn is None or hasattr(module, "loss")):
         distribution = distribution_of(module)
     if distribution == "auto":
@@ -92,6 +99,7 @@ def loss_of(
     if loss_fn is not None:
         return Loss(distribution, _given(loss_fn), "the given loss_fn")
     own = getattr(module, "losses", None)
+    check_labels(distribution, output, target_of(batch), may_be_negative=callable(own))
     if callable(own) and target is not None:
         return Loss(distribution, _own_losses, f"the module's own, {words}")
     if not isinstance(target, Tensor) or not _fits(distribution, output, target):
@@ -135,7 +143,7 @@ def _is_share(target: Tensor) -> bool:
 
 def _fits(distribution: str, output: Tensor, target: Tensor) -> bool:
     if distribution == "softmax" and not target.is_floating_point():
-        return target.numel() * output.shape[_class_dim(output)] == output.numel()
+        return target.numel() * output.shape[class_dim(output)] == output.numel()
     if distribution == "softmax":
         return target.shape == output.shape
     return target.numel() == output.numel()

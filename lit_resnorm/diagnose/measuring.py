@@ -46,11 +46,19 @@ def profile_of_network(
 
     Activations, norms and residual additions; all modules where there is no activation
     and no addition.
+
+    Raises:
+        ValueError: If nothing is computed with the input.
     """
     told("signal and noise", 0, 1)
     flow = flow_between_sites(module, batch, forward=forward)
     if not any(site.kind in _SHOWN for site in flow.sites):
         flow = flow_between_sites(module, batch, sites=".", forward=forward)
+    if not flow.inputs and not flow.embeddings:
+        raise ValueError(
+            f"{type(module).__name__} does nothing with its input that can be measured:"
+            " give a network with layers, or forward, a function of module and batch"
+        )
     profile = signal_and_noise(
         module, batch, sites=flow, forward=forward, norm_mode=norm_mode, seed=seed
     )

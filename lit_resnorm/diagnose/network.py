@@ -72,16 +72,15 @@ def diagnose(
         The diagnosis; `healthy`, `findings`, `rows`, `to_json()`.
 
     Raises:
-        ValueError: If an option can't be right, or the loader holds no example.
+        ValueError: If an option can't be right, the loader holds no example, the
+            output has no class for a label, or the network does nothing.
     """
     if num_examples < 1:
         raise ValueError(f"num_examples is {num_examples}; it must be at least 1")
     batch = _probe_batch(module, dataloader, num_examples)
     descent, no_rate = descent_of(module, rate=rate, optimizer=optimizer)
-    few = take_rows(batch, slice(2))
-    with untouched(module, norm_mode=norm_mode) as run, torch.no_grad():
-        outputs = run(lambda: forward(module, few))
-    loss = loss_of(module, outputs, few, distribution=output, loss_fn=loss_fn)
+    outputs = _outputs(module, take_rows(batch, slice(2)), forward, norm_mode)
+    loss = loss_of(module, outputs, batch, distribution=output, loss_fn=loss_fn)
     notes = _notes(loss, descent, no_rate)
     judged = _judged(
         module,
@@ -176,6 +175,18 @@ def _probe_batch(module: nn.Module, data: Any, num_examples: int) -> Any:
         lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf,
         take_rows(batch, slice(num_examples)),
     )
+
+
+def _outputs(module: nn.Module, few: Any, forward: Forward, norm_mode: str) -> Any:
+    """Return what the module gives for a few examples."""
+    try:
+        with untouched(module, norm_mode=norm_mode) as run, torch.no_grad():
+            return run(lambda: forward(module, few))
+    except ValueError as error:
+        if forward is not network_output:
+            raise
+        # a probe calls the option by another name
+        raise ValueError(str(error).replace("forward_fn", "forward")) from error
 
 
 def _notes(loss: Loss, descent: Descent, no_rate: str) -> list[Finding]:
