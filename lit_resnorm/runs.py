@@ -192,13 +192,14 @@ class RunHistory(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write `summary.json` (without a run that began, nothing).
+        """Close the history, and write `summary.json` where a run began.
 
         Args:
             status: Lightning's word, "success" or "failed". Written is `finished`,
-                `diverged` (the module says so), `interrupted` (Ctrl-C, SIGTERM) or
-                `failed`; validation and test leave a training's status as it is.
+                `diverged`, `interrupted` (Ctrl-C, SIGTERM) or `failed`; validation
+                and test leave a training's status as it is.
         """
+        self._writer.close()
         self._write_summary(status)
         for action in self._when_final:
             action()
@@ -207,7 +208,6 @@ class RunHistory(Logger):
         trainer = self._steps.trainer
         if trainer is None or self._began is None:
             return
-        self._writer.close()
         path = self.path / SUMMARY
         earlier = json.loads(path.read_text()) if path.exists() else {}
         word = run_status(status, trainer)

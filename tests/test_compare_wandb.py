@@ -295,6 +295,8 @@ def values_of(parameter):
     return parameter.get("values") or [parameter["min"], parameter["max"]]
 
 
+# W&B leaves the file open that it reads
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_sweep_starts_commands_that_parse(path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -370,7 +370,6 @@ def test_a_diverged_run_can_go_on():
 
 
 @pytest.mark.ddp
-@pytest.mark.filterwarnings("ignore:the training loss at step:UserWarning")
 def test_one_rank_that_diverges_stops_both_with_finite_weights():
     module = resnet()
     run = trainer(strategy="ddp_fork", devices=2, max_epochs=3)

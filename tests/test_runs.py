@@ -135,7 +135,8 @@ def fit(path, module=None, callbacks=(), ckpt_path=None, **options):
 
 
 def lines(path):
-    return [json.loads(line) for line in (path / "history.jsonl").open()]
+    text = (path / "history.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def points(path, key):
@@ -251,6 +252,7 @@ def test_values_that_are_not_finite_are_words_in_the_file_and_numbers_read_back(
     history = RunHistory(tmp_path)
     values = {"a": math.nan, "b": torch.tensor(math.inf), "c": -math.inf, "d": 2}
     history.log_metrics(values, step=3)
+    history.finalize("success")
     assert lines(tmp_path) == [
         {"step": 3, "epoch": None, "a": "NaN", "b": "Infinity", "c": "-Infinity"}
         | {"d": 2}
@@ -265,6 +267,7 @@ def test_every_line_is_in_the_file_when_it_was_logged(tmp_path):
     for step in range(3):
         history.log_metrics({"a": 1.0}, step=step)
         assert len(lines(tmp_path)) == step + 1
+    history.finalize("success")
 
 
 def test_the_summary_says_how_the_run_ended(tmp_path):
@@ -349,6 +352,7 @@ def test_a_run_is_read_back(tmp_path):
     history.log_hyperparams({"depth": 3})
     history.log_metrics({"a": 1.0}, step=0)
     history.log_metrics({"b": 2.0}, step=1)
+    history.finalize("success")
     run = read_run(tmp_path / "name")
     assert run.name == "name"
     assert run.config == {"lr": 0.1, "depth": 3}
