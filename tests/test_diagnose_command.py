@@ -106,6 +106,8 @@ def test_a_checkpoint_brings_its_own_config(place, capsys):
         ([*SMALL, "--colour", "red"], "--colour"),
         ([*SMALL, "--num_examples", "0"], "--num_examples 0: it must be 1"),
         ([*SMALL, "--num_examples", "few"], "invalid int value: 'few'"),
+        ([*SMALL, "--loss_scale", "-1"], "loss_scale is -1.0; it must be positive"),
+        ([*SMALL, "--output", "poisson"], "--output: invalid choice: 'poisson'"),
         ([*SMALL, "--seed", "-1"], "--seed -1"),
         ([*SMALL, "--json", "missing/report.json"], "--json missing/report.json"),
     ],
@@ -160,6 +162,22 @@ def test_what_cannot_be_diagnosed_is_one_line_and_status_2(
     assert len(lines) == 1
     assert message in lines[0]
     assert not captured.out
+
+
+def test_output_and_loss_scale_are_those_of_the_report(place, capsys):
+    curvatures = []
+    for words in ([], ["--output", "gaussian"], ["--loss_scale", "3"]):
+        assert diagnose(*SMALL, *SLOW_RATE, *words, "--json", "a.json") == 0
+        curvatures.append(json.loads((place / "a.json").read_text())["curvature"])
+    plain, squared, scaled = curvatures
+    assert scaled["lambda_max"] == pytest.approx(3 * plain["lambda_max"], rel=2e-3)
+    words = [curvature["loss"] for curvature in curvatures]
+    names = "cross entropy", "half the squared distance", "3 times cross entropy"
+    assert words == [*names]
+    assert squared["lambda_max"] > plain["lambda_max"]
+    out = " ".join(capsys.readouterr().out.split())
+    for loss in words:
+        assert f"({loss}), mean" in out
 
 
 def test_help_says_what_it_finds_and_how_it_leaves(capsys):

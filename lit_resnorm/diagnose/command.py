@@ -119,6 +119,8 @@ def _diagnosis(
             made.module,
             made.data,
             num_examples=options.num_examples,
+            output=options.output,
+            loss_scale=options.loss_scale,
             check_rate=options.check_rate,
             seed=options.seed or 0,
             progress=progress,
@@ -161,6 +163,21 @@ def _parser() -> argparse.ArgumentParser:
         default=128,
         metavar="N",
         help="size of the batch that is measured on (default: 128)",
+    )
+    parser.add_argument(
+        "--output",
+        choices=("auto", "softmax", "bernoulli", "gaussian"),
+        default="auto",
+        help="distribution of the output that the loss belongs to (default: by the"
+        " module's loss, or output and target)",
+    )
+    parser.add_argument(
+        "--loss_scale",
+        "--loss-scale",
+        type=float,
+        metavar="X",
+        help="the loss over the mean of the negative log-likelihoods, such as 2 / C for"
+        " a mean over C squared errors (default: by the module's loss, else 1)",
     )
     parser.add_argument(
         "--seed", type=int, metavar="N", help="of weights and noise (default: 0)"

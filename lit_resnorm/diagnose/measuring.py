@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lit_resnorm.diagnose.configured import Descent
 from lit_resnorm.diagnose.gradients import gradient_norms, widened
-from lit_resnorm.diagnose.losses import Loss, target_of
+from lit_resnorm.diagnose.losses import Loss
 from lit_resnorm.diagnose.progress import Progress, silent
 from lit_resnorm.diagnose.result import Curvature, DepthRow, Finding
 from lit_resnorm.measures.activation import activation_rates
@@ -26,11 +25,11 @@ from lit_resnorm.measures.moments import (
 from lit_resnorm.measures.moments.noise import in_float64
 from lit_resnorm.measures.separation import separations
 from lit_resnorm.measures.sites import Site
+from lit_resnorm_callbacks.probe_batch import target_of
 
 Forward = Callable[[nn.Module, Any], Any]
 
 _SHOWN = ("activation", "addition")
-_IGNORED = -100
 
 
 def profile_of_network(
@@ -150,19 +149,21 @@ def curvature_of(
     told: Progress = silent,
 ) -> tuple[Curvature | None, list[Finding]]:
     """Return the Fisher matrix's spectrum with the rate bound; why not, in a note."""
-    if loss.distribution is None:
+    if loss.meant is None:
         return None, [_no_curvature(loss.words)]
+    weights, scale = loss.meant.curvature(target_of(batch))
     told("curvature", 0, 1)
     try:
         found = fisher_spectrum(
             module,
             batch,
-            output=loss.distribution,
+            output=loss.meant.output,
             norm_mode=norm_mode,
             num_eigenvalues=1,
             tol=1e-3,
             forward=forward,
-            weights=_weights(batch),
+            weights=weights,
+            loss_scale=scale,
             trace=norm_mode != "train",
         )
     except (ValueError, RuntimeError, NotImplementedError) as error:
@@ -177,6 +178,7 @@ def curvature_of(
             optimizer=descent.words,
             rate=descent.rate,
             binding=descent.binding,
+            loss=loss.meant.words,
         ),
         [],
     )
@@ -184,12 +186,3 @@ def curvature_of(
 
 def _no_curvature(reason: str) -> Finding:
     return Finding("no_curvature", "note", f"no lambda_max and no rate bound: {reason}")
-
-
-def _weights(batch: Any) -> Tensor | None:
-    """Return 0 for the positions that the label of what is ignored leaves out."""
-    target = target_of(batch)
-    if not isinstance(target, Tensor) or target.is_floating_point():
-        return None
-    counted = target != _IGNORED
-    return None if bool(counted.all()) else counted.to(torch.float64)

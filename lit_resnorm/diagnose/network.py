@@ -35,6 +35,7 @@ def diagnose(
     num_examples: int = 128,
     output: str = "auto",
     loss_fn: LossFn | None = None,
+    loss_scale: float | None = None,
     rate: float | None = None,
     optimizer: Optimizer | None = None,
     check_rate: bool = False,
@@ -58,7 +59,11 @@ def diagnose(
         output: Distribution of the output that the loss belongs to: `softmax`,
             `bernoulli`, `gaussian`; `auto` by the module's loss, or output and target.
         loss_fn: Takes output and target and returns the losses of the examples, or
-            their mean; default: as `output` says.
+            their mean; default: as `output` says. The options of torch's
+            `CrossEntropyLoss`, `BCEWithLogitsLoss` and `MSELoss` are read, given or the
+            module's own.
+        loss_scale: Factor between the loss and the mean log-likelihood; 2 / C for
+            torch's mean over C squared errors. None: what is read, else 1.
         rate: Learning rate, instead of the configured one.
         optimizer: Instead of the module's; without either, plain gradient descent.
         check_rate: Whether to train copies at many rates, for the largest stable one.
@@ -80,7 +85,14 @@ def diagnose(
     batch = _probe_batch(module, dataloader, num_examples)
     descent, no_rate = descent_of(module, rate=rate, optimizer=optimizer)
     outputs = _outputs(module, take_rows(batch, slice(2)), forward, norm_mode)
-    loss = loss_of(module, outputs, batch, distribution=output, loss_fn=loss_fn)
+    loss = loss_of(
+        module,
+        outputs,
+        batch,
+        distribution=output,
+        loss_fn=loss_fn,
+        loss_scale=loss_scale,
+    )
     notes = _notes(loss, descent, no_rate)
     judged = _judged(
         module,
@@ -120,6 +132,7 @@ def diagnose(
             "norm_mode": norm_mode,
             "loss": loss.words,
             "distribution": loss.distribution,
+            "loss_scale": None if loss.meant is None else loss.meant.scale,
             "seed": seed,
         },
     )

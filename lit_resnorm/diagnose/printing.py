@@ -112,9 +112,10 @@ def _exponential(log: float) -> str:
 
 
 def _curvature(found: Curvature) -> str:
+    of_loss = f" ({found.loss})" if found.loss else ""
     line = (
-        f"lambda_max {found.lambda_max:.3g}, mean {found.lambda_mean:.3g}; rate bound"
-        f" of {found.optimizer if found.binding else 'gradient descent'}"
+        f"lambda_max {found.lambda_max:.3g}{of_loss}, mean {found.lambda_mean:.3g};"
+        f" rate bound of {found.optimizer if found.binding else 'gradient descent'}"
         f" {found.bound:.3g}"
     )
     if found.rate is None or found.ratio is None:

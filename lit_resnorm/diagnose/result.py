@@ -156,6 +156,7 @@ class Curvature:
         optimizer: Whose bound it is.
         rate: Largest configured rate; None where none is known.
         binding: Whether the bound is this optimizer's own; False for adaptive ones.
+        loss: The loss whose curvature it is, in words.
     """
 
     lambda_max: float
@@ -164,6 +165,7 @@ class Curvature:
     optimizer: str
     rate: float | None
     binding: bool
+    loss: str = ""
 
     @property
     def ratio(self) -> float | None:
