@@ -1,10 +1,8 @@
-"""The global random states: taken, set, and put back."""
+"""The global random states: taken and set."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,13 +44,3 @@ class RandomStates:
             torch.cuda.set_rng_state_all(self.cuda)
         np.random.set_state(self.numpy)  # noqa: NPY002
         random.setstate(self.python)
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Leave the random states as they are, whatever is drawn inside."""
-    states = RandomStates.now()
-    try:
-        yield
-    finally:
-        states.set()

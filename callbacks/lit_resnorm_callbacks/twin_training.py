@@ -21,11 +21,12 @@ from torch.optim import Optimizer
 from lit_resnorm.measures.clipping import clip_by_norm, clip_by_value
 from lit_resnorm.measures.copies import Losses
 from lit_resnorm.measures.observe import Reduce
+from lit_resnorm.measures.preserved import random_state
 from lit_resnorm.measures.twins import Share, Twins
 from lit_resnorm_callbacks.example_losses import check_mean
 from lit_resnorm_callbacks.left_out import Hits
 from lit_resnorm_callbacks.probe_batch import joined
-from lit_resnorm_callbacks.random_states import RandomStates, undisturbed
+from lit_resnorm_callbacks.random_states import RandomStates
 
 
 class TwinTraining:
@@ -106,7 +107,7 @@ class TwinTraining:
             ValueError: If the losses of examples don't average to it.
         """
         self._awaits_forward = False
-        with undisturbed():
+        with random_state():
             seen = self.twins.rehearse(
                 batch, lambda: self._as_the_run(trainer), self._memory
             )
@@ -130,7 +131,7 @@ class TwinTraining:
         hits = self._hits
         if hits is None or not self.twins.forked:
             return
-        with undisturbed():
+        with random_state():
             for share in self._shares(hits, 1 / trainer.accumulate_grad_batches):
                 rows = (
                     self._with_replacements(batch) if share.rows is not None else batch

@@ -20,7 +20,6 @@ from lit_resnorm.measures.observe import (
     untouched,
 )
 from lit_resnorm.measures.sites import (
-    ACTIVATIONS,
     Site,
     Visitor,
     first_tensor,
@@ -28,6 +27,7 @@ from lit_resnorm.measures.sites import (
     visiting,
 )
 from lit_resnorm.measures.tracing import trace
+from lit_resnorm.measures.walk import ACTIVATIONS
 
 # Activations that let positive preactivations through and damp negative ones: only
 # there does a sign say whether a unit is on.

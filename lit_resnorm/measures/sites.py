@@ -10,7 +10,6 @@ their tables join.
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,38 +17,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-Kind = Literal["activation", "norm", "addition", "module"]
+from lit_resnorm.measures.walk import Walk
 
-# Elementwise activations by the names of their functions, in-place forms and
-# underscores aside; torch's modules have the same names.
-ACTIVATIONS = frozenset(
-    [
-        "relu",
-        "relu6",
-        "leakyrelu",
-        "prelu",
-        "rrelu",
-        "gelu",
-        "silu",
-        "elu",
-        "selu",
-        "celu",
-        "mish",
-        "hardswish",
-        "softplus",
-        "tanh",
-        "sigmoid",
-        "hardtanh",
-        "hardsigmoid",
-        "logsigmoid",
-        "softsign",
-        "tanhshrink",
-    ]
-)
-_ADDITIONS = frozenset(["add", "add_"])
+Kind = Literal["activation", "norm", "addition", "module"]
 
 
 @dataclass(frozen=True)
@@ -153,95 +125,6 @@ def visiting(
     with walk:
         yield
     walk.check()
-
-
-class Walk(TorchFunctionMode, ABC):
-    """Numbers the candidate places of a forward pass in the order of entry."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.entry = -1
-        self.frames: list[tuple[int, nn.Module, str]] = []
-        self._names = {
-            module: name.replace("_orig_mod.", "").removesuffix("_orig_mod").strip(".")
-            for name, module in model.named_modules()
-        }
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> Walk:
-        for module in self._names:
-            self._handles += [
-                module.register_forward_pre_hook(self._enter_module, with_kwargs=True),
-                module.register_forward_hook(self._leave_module, with_kwargs=True),
-            ]
-        super().__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _enter_module(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.entry += 1
-        self.frames.append((self.entry, module, self._names[module]))
-        self.entered(self.entry, args, kwargs)
-
-    def _leave_module(
-        self, module: nn.Module, args: Any, kwargs: Any, output: Any
-    ) -> Any:
-        entry, entered, _ = self.frames.pop()
-        if entered is not module:
-            raise RuntimeError(f"{self._names[module]} ended while another module ran")
-        return self.left(entry, module, args, kwargs, output)
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        op = name.removesuffix("_").replace("_", "")
-        if op in ACTIVATIONS or (name in _ADDITIONS and _adds_tensors(args)):
-            self.entry += 1
-            return self.applied(self.entry, op, func, args, kwargs)
-        return self.passed(name, func, args, kwargs)
-
-    @abstractmethod
-    def entered(self, entry: int, args: Any, kwargs: Any) -> None:
-        """A module begins."""
-
-    @abstractmethod
-    def left(
-        self, entry: int, module: nn.Module, args: Any, kwargs: Any, output: Any
-    ) -> Any:
-        """A module ends; what is returned, unless None, replaces its output."""
-
-    @abstractmethod
-    def applied(
-        self, entry: int, op: str, func: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
-        """Apply a function that may be a site."""
-
-    def passed(
-        self, _name: str, func: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
-        """Apply any other torch function."""
-        return func(*args, **kwargs)
-
-
-def _adds_tensors(args: tuple[Any, ...]) -> bool:
-    return (
-        len(args) > 1
-        and isinstance(args[0], Tensor)
-        and isinstance(args[1], Tensor)
-        and args[0].is_floating_point()
-        and args[0].shape == args[1].shape
-    )
 
 
 class _Visit(Walk):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules import activation as activation_modules
 from torch.utils import _pytree as pytree
 
-from lit_resnorm.measures.sites import ACTIVATIONS, Kind, Site, Walk, first_tensor
+from lit_resnorm.measures.sites import Kind, Site, first_tensor
+from lit_resnorm.measures.walk import ACTIVATIONS, Walk
 
 NORMS = (
     nn.modules.batchnorm._BatchNorm,

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lit_resnorm.measures.sites import Site, Walk
+from lit_resnorm.measures.sites import Site
+from lit_resnorm.measures.walk import Walk
 
 INPUT = "input"
 
