@@ -1,3 +1,4 @@
+import io
 import json
 import math
 from dataclasses import replace
@@ -6,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from lit_resnorm.cli import main
 from lit_resnorm.cli_errors import UsageError
@@ -262,6 +264,34 @@ def test_the_command_lists_items_and_offers_the_nearest_name(capsys):
     error = capsys.readouterr().err
     assert "labatie2019.fig5" in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "120"])
+def test_a_terminal_shows_the_whole_name_of_every_item(columns, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", columns)
+    assert reproduce(["--list"]) == 0
+    words = capsys.readouterr().out.split()
+    assert set(all_items()) <= set(words)
+
+
+def test_what_is_piped_has_one_line_an_item(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert reproduce(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for item in all_items().values():
+        (line,) = (line for line in lines if f" {item.name} " in line)
+        assert item.title in line
+        assert item.source in line
+
+
+def test_verdicts_that_are_piped_cut_no_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    name = "test2020.a_name_that_is_longer_than_others"
+    item = replace(example(tmp_path), name=name)
+    with executor(None, 1):
+        reproduce_item(item, "small", tmp_path, console=Console(file=io.StringIO()))
+    assert f"{name}: Squares: passed" in capsys.readouterr().out
 
 
 def test_a_scheduler_needs_dask_or_an_answer(tmp_path, monkeypatch):

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-from rich.table import Table
 
 from lit_resnorm.cli_errors import UsageError
 from lit_resnorm.papers.catalogue import all_items
 from lit_resnorm.papers.data import check_data
 from lit_resnorm.papers.item import MARKS, Item
+from lit_resnorm.papers.printing import output, print_table
 from lit_resnorm.papers.results import Results, results_key
 from lit_resnorm.papers.running import Interrupted, curves, executor, run_cells
 
@@ -190,18 +191,14 @@ def _executor(scheduler: str | None, jobs: int | None) -> Any:
 
 
 def _print_items(items: Any) -> None:
-    table = Table("item", "title", "mark", "source")
-    for item in items:
-        table.add_row(item.name, item.title, MARKS[item.mark], item.source)
-    Console().print(table)
+    rows = [(item.name, item.title, MARKS[item.mark], item.source) for item in items]
+    print_table(("item", "title", "mark", "source"), rows)
 
 
 def _print_verdict(verdict: dict[str, Any], folder: Path) -> None:
     word = "passed" if verdict["passed"] else "FAILED"
-    title = f"{verdict['item']}: {verdict['title']}: {word}"
-    table = Table("check", "expected", "measured", "tolerance", "", "mark", title=title)
-    for check in verdict["checks"]:
-        table.add_row(
+    rows = [
+        (
             check["name"],
             _shown(check["expected"]),
             _shown(check["measured"]),
@@ -209,9 +206,12 @@ def _print_verdict(verdict: dict[str, Any], folder: Path) -> None:
             "pass" if check["passed"] else "FAIL",
             check["mark"],
         )
-    console = Console()
-    console.print(table)
-    console.print(f"{verdict['seconds']:.1f} s of work; {folder}")
+        for check in verdict["checks"]
+    ]
+    title = escape(f"{verdict['item']}: {verdict['title']}: {word}")
+    columns = ("check", "expected", "measured", "tolerance", "", "mark")
+    print_table(columns, rows, title, names=False)
+    output().print(f"{verdict['seconds']:.1f} s of work; {folder}")
 
 
 def _shown(value: float | str | None) -> str:
@@ -221,14 +221,14 @@ def _shown(value: float | str | None) -> str:
 
 
 def _print_summary(verdicts: Sequence[dict[str, Any]]) -> None:
-    table = Table("item", "title", "checks", "seconds", "verdict")
-    for verdict in verdicts:
-        held = sum(check["passed"] for check in verdict["checks"])
-        table.add_row(
+    rows = [
+        (
             verdict["item"],
             verdict["title"],
-            f"{held}/{len(verdict['checks'])}",
+            f"{sum(c['passed'] for c in verdict['checks'])}/{len(verdict['checks'])}",
             f"{verdict['seconds']:.0f}",
             "passed" if verdict["passed"] else "FAILED",
         )
-    Console().print(table)
+        for verdict in verdicts
+    ]
+    print_table(("item", "title", "checks", "seconds", "verdict"), rows)

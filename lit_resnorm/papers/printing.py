@@ -1,0 +1,45 @@
+"""Tables of items and verdicts, in which no name is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+_WIDE = 1000
+"""Columns of an output that is no terminal: no line is broken."""
+
+
+def print_table(
+    titles: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    title: str | None = None,
+    *,
+    names: bool = True,
+) -> None:
+    """Print a table; off a terminal no line is broken.
+
+    Args:
+        titles: Of the columns.
+        rows: Their cells.
+        title: Of the table, as markup.
+        names: Whether the first column holds names, which are never broken.
+    """
+    table = Table(title=title)
+    if names:
+        width = max(cell_len(name) for name in (titles[0], *(row[0] for row in rows)))
+        table.add_column(titles[0], no_wrap=True, min_width=width)
+    for heading in titles[1:] if names else titles:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    output().print(table)
+
+
+def output() -> Console:
+    """Return standard output, wide where it is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDE)
