@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,7 @@ def growth(
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     power, exponential = figure.subplots(1, 2, sharey=True)
@@ -107,8 +108,11 @@ def growth(
         for axes in (power, exponential):
             axes.plot(depth, value, color=shade, marker="o", markersize=3, label=step)
     power.set(xscale="log", yscale="log", ylabel=quantity)
+    places = [depth for curve in curves.values() for depth, _ in curve]
+    power.set_xticks(ticks := _depth_ticks(min(places), max(places)), map(str, ticks))
     # Less than a decade would get a label at every tick, one over the other.
     power.xaxis.set_minor_formatter(NullFormatter())
+    exponential.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     for axes in (power, exponential):
         axes.set(xlabel="layer")
         axes.grid(alpha=0.3)
@@ -119,6 +123,18 @@ def growth(
         exponential.legend(title="optimizer step", fontsize=7)
     figure.suptitle(title)
     return figure
+
+
+def _depth_ticks(first: float, last: float) -> list[int]:
+    """Return depths to label on a log axis: 1, 2, 3, 5, 10, ... between the ends."""
+    powers = range(len(str(int(last))))
+    known = [digit * 10**power for power in powers for digit in (1, 2, 3, 5)]
+    within = [depth for depth in known if first <= depth <= last]
+    if len(within) > 2:
+        return within
+    # Layers far from the input, or two or three of them.
+    middle = round((first * last) ** 0.5)
+    return sorted({math.ceil(first), middle, math.floor(last)})
 
 
 def _by_step(
