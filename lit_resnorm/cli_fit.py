@@ -47,6 +47,7 @@ class ResNormCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         self.run_dir: Path | None = None
+        self._words = sys.argv[1:] if args is None else list(args)
         # Of Lightning's own doing: it says nothing to those who start a run.
         warnings.filterwarnings("ignore", message=r".*LeafSpec\)?` is deprecated")
         super().__init__(
@@ -82,6 +83,14 @@ class ResNormCLI(LightningCLI):
     @property
     def _weights_only(self) -> bool:
         return self.options.get("weights_only") is not False
+
+    def subcommands(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+    ) -> dict[str, set[str]]:
+        """Return the command that is asked for, else all: parsers take time to make."""
+        known = LightningCLI.subcommands()
+        asked = self._words[:1]
+        return {name: known[name] for name in asked} if {*asked} & {*known} else known
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Return a parser that raises instead of leaving the process."""
