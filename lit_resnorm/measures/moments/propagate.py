@@ -157,4 +157,4 @@ def _samples(profile: DepthProfile, quantity: str, num_nets: int) -> Tensor:
 
 
 def _mixed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
