@@ -77,8 +77,9 @@ def gauss_newton_max(module, loss, targets):
         (nn.CrossEntropyLoss(label_smoothing=0.1), 4, CLASSES),
         (nn.BCEWithLogitsLoss(), 4, TAGS),
         (nn.BCEWithLogitsLoss(), 1, TAGS[:, :1]),
+        (nn.MSELoss(), 4, TAGS),
     ],
-    ids=["plain", "ignored", "weighted", "smoothed", "tags", "one logit"],
+    ids=["plain", "ignored", "weighted", "smoothed", "tags", "one logit", "squares"],
 )
 @pytest.mark.parametrize("name", ["loss", "criterion"])
 def test_auto_measures_the_curvature_of_the_modules_own_loss(
@@ -105,6 +106,7 @@ def test_options_that_are_given_come_before_what_the_loss_tells():
     ("loss", "message"),
     [
         (nn.CrossEntropyLoss(reduction="sum"), "reduction='sum'.*loss_scale"),
+        (nn.MSELoss(reduction="sum"), "reduction='sum'.*loss_scale"),
         (nn.BCEWithLogitsLoss(pos_weight=torch.tensor(2.0)), "with pos_weight"),
         (nn.BCEWithLogitsLoss(weight=torch.tensor(2.0)), "with weight"),
     ],
@@ -112,6 +114,14 @@ def test_options_that_are_given_come_before_what_the_loss_tells():
 def test_losses_whose_scale_can_not_be_read_are_refused(loss, message):
     with pytest.raises(ValueError, match=f"^fim: output is 'auto' .*{message}"):
         measured(Net(loss), TAGS)
+
+
+def test_weighted_classes_with_smoothed_labels_are_refused():
+    loss = nn.CrossEntropyLoss(torch.ones(4), label_smoothing=0.1)
+    with pytest.raises(
+        ValueError, match=r"^fim: output is 'auto' .*label_smoothing 0.1"
+    ):
+        measured(Net(loss), CLASSES)
 
 
 @pytest.mark.parametrize(

@@ -132,11 +132,11 @@ def test_the_output_is_read_off_the_modules_loss_or_its_logits(loss, width, outp
 
 
 def test_a_loss_that_tells_no_distribution_is_refused_before_training():
-    with pytest.raises(ValueError, match="'auto' and the module's loss is MSELoss"):
-        fit(FIMEigenvalueProbe(), Other(nn.MSELoss(), 3))
+    with pytest.raises(ValueError, match="'auto' and the module's loss is HuberLoss"):
+        fit(FIMEigenvalueProbe(), Other(nn.HuberLoss(), 3))
     values, module = fit(
         FIMEigenvalueProbe(output="gaussian", loss_scale=2 / 3, num_examples=12),
-        Other(nn.MSELoss(), 3),
+        Other(nn.HuberLoss(), 3),
     )
     found = fisher_spectrum(module, X[:12], output="gaussian")
     assert values["fim/lambda_max"] == pytest.approx(found.max * 2 / 3, rel=1e-4)

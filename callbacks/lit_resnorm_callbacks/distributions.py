@@ -9,7 +9,11 @@ from torch import Tensor, nn
 
 # Losses by the name that our modules give them, and torch's own.
 _OUTPUTS = {"cross_entropy": "softmax", "mse": "gaussian"}
-_LOSSES = {nn.CrossEntropyLoss: "softmax", nn.BCEWithLogitsLoss: "bernoulli"}
+_LOSSES = {
+    nn.CrossEntropyLoss: "softmax",
+    nn.BCEWithLogitsLoss: "bernoulli",
+    nn.MSELoss: "gaussian",
+}
 
 
 @dataclass(frozen=True)
@@ -18,16 +22,20 @@ class Likelihood:
 
     Attributes:
         output: Distribution of the output; `auto` where there is no loss to ask.
-        scale: The loss over the mean of the negative log-likelihoods; None: one over
-            the number of an example's outputs.
+        scale: The loss over the mean of the negative log-likelihoods; None: `factor`
+            over the number of an example's outputs.
         class_weights: Weights of the classes, shape `(C,)`.
         ignore_index: Label of positions that are no examples.
+        factor: Of the squared distance, 2: the likelihood has half of it.
+        smoothing: Share of each label that is spread over all classes.
     """
 
     output: str
     scale: float | None = 1.0
     class_weights: Tensor | None = None
     ignore_index: int = -100
+    factor: float = 1.0
+    smoothing: float = 0.0
 
     def weights(self, labels: Tensor | None) -> Tensor | None:
         """Return the weight of each example, float64; None where all weigh the same.
@@ -98,7 +106,13 @@ def likelihood_of(module: nn.Module) -> Likelihood:
             f" output {output!r} and, for loss_scale, the size of the training batch"
         )
     if isinstance(loss, nn.CrossEntropyLoss):
-        return Likelihood(output, 1.0, loss.weight, loss.ignore_index)
+        smoothing = loss.label_smoothing
+        return Likelihood(
+            output, 1.0, loss.weight, loss.ignore_index, smoothing=smoothing
+        )
+    if isinstance(loss, nn.MSELoss):
+        scale = None if loss.reduction == "mean" else 2.0
+        return Likelihood(output, scale, factor=2.0)
     for option in ("weight", "pos_weight"):
         if getattr(loss, option) is not None:
             raise ValueError(

@@ -54,8 +54,9 @@ class FIMEigenvalueProbe(Probe):
         cadence: Optimizer steps between measurements.
         num_examples: Size of the probe batch, over all ranks.
         output: `softmax`, `bernoulli` or `gaussian`. `auto` reads the module's loss,
-            ours or torch's `CrossEntropyLoss` and `BCEWithLogitsLoss` with their
-            options; without one, softmax for two or more logits, bernoulli for one.
+            ours or torch's `CrossEntropyLoss`, `BCEWithLogitsLoss` and `MSELoss` with
+            their options; without one, softmax for two or more logits, bernoulli for
+            one.
         num_eigenvalues: The largest k; None all non-zero ones, 0 none; `auto` all where
             the matrix has at most 4096 rows, else 10.
         tol: Relative error of eigenvalues that iterations give.

@@ -60,7 +60,7 @@ class LikelihoodOptions:
         told = self.of(module)
         if told.scale is not None:
             return told.scale
-        return 1 / self._num_outputs(module, batch, told.output)
+        return told.factor / self._num_outputs(module, batch, told.output)
 
     def weights(self, module: nn.Module, batch: Any) -> Tensor | None:
         """Return the weight of each example, float64; None where all weigh the same.
@@ -78,9 +78,17 @@ class LikelihoodOptions:
         """
         self.weights(module, batch)
         self._check_targets(module, batch)
-        given = self.of(module).class_weights
+        told = self.of(module)
+        given = told.class_weights
         if given is None:
             return
+        if told.smoothing:
+            raise ValueError(
+                "output is 'auto' and the module's loss has class weights and"
+                f" label_smoothing {told.smoothing:g}, which make another matrix than"
+                " one of them; give output 'softmax' and class_weights to measure"
+                " without smoothing"
+            )
         num = self._num_outputs(module, batch, "softmax")
         if len(given) != num:
             raise ValueError(
