@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -89,9 +90,9 @@ def diagnose_command(
         TimeElapsedColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
     )
-    with bar:
+    # off a terminal some versions of rich leave an empty line
+    with bar if console.is_terminal else nullcontext():
         task = bar.add_task("diagnose")
         diagnosis = _diagnosis(
             made,
