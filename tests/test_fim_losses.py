@@ -106,7 +106,7 @@ def test_options_that_are_given_come_before_what_the_loss_tells():
     ("loss", "message"),
     [
         (nn.CrossEntropyLoss(reduction="sum"), "reduction='sum'.*loss_scale"),
-        (nn.MSELoss(reduction="sum"), "reduction='sum'.*loss_scale"),
+        (nn.MSELoss(reduction="sum"), "reduction='sum'.*loss_scale, twice the size"),
         (nn.BCEWithLogitsLoss(pos_weight=torch.tensor(2.0)), "with pos_weight"),
         (nn.BCEWithLogitsLoss(weight=torch.tensor(2.0)), "with weight"),
     ],

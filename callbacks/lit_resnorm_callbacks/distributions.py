@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
 
 # Losses by the name that our modules give them, and torch's own.
 _OUTPUTS = {"cross_entropy": "softmax", "mse": "gaussian"}
@@ -65,20 +66,71 @@ class Likelihood:
         return of_class[known] * counted
 
 
+def loss_of(module: nn.Module) -> str | _Loss | None:
+    """Return a module's loss, None where there is none to ask.
+
+    It is the module's `loss`: the name that our modules give theirs, or one of torch's;
+    else the only one of torch's among its children.
+    """
+    loss = getattr(module, "loss", None)
+    if isinstance(loss, _Loss) or (isinstance(loss, str) and loss in _OUTPUTS):
+        return loss
+    own = [child for child in module.children() if isinstance(child, _Loss)]
+    return own[0] if len(own) == 1 else None
+
+
 def distribution_of(module: nn.Module) -> str:
     """Return the distribution that belongs to a module's loss, `auto` without one.
-
-    The loss is the module's `loss`: the name that our modules give theirs, or one of
-    torch's; else the only one of torch's among its children.
 
     Raises:
         ValueError: If its loss tells none.
     """
-    loss = _loss_of(module)
-    if isinstance(loss, str):
-        return _OUTPUTS[loss]
+    loss = loss_of(module)
     if loss is None:
         return "auto"
+    return _OUTPUTS[loss] if isinstance(loss, str) else _distribution(loss)
+
+
+def likelihood_of(module: nn.Module) -> Likelihood:
+    """Return what a module's loss tells; see `likelihood_of_loss`."""
+    loss = loss_of(module)
+    if isinstance(loss, _Loss):
+        return likelihood_of_loss(loss)
+    return Likelihood(distribution_of(module))
+
+
+def likelihood_of_loss(loss: _Loss) -> Likelihood:
+    """Return what a loss of torch's tells, its options included.
+
+    Raises:
+        ValueError: If it tells no distribution, is summed over a batch, or weighs the
+            two outcomes of a logit.
+    """
+    output = _distribution(loss)
+    told = f"output is 'auto' and the module's loss is {type(loss).__name__}"
+    factor = 2.0 if isinstance(loss, nn.MSELoss) else 1.0
+    if loss.reduction == "sum":
+        size = "the size" if factor == 1 else "twice the size"
+        raise ValueError(
+            f"{told} with reduction='sum', whose curvature grows with the batch; give"
+            f" output {output!r} and, for loss_scale, {size} of the training batch"
+        )
+    if isinstance(loss, nn.CrossEntropyLoss):
+        smoothing = loss.label_smoothing
+        return Likelihood(
+            output, 1.0, loss.weight, loss.ignore_index, smoothing=smoothing
+        )
+    for option in ("weight", "pos_weight"):
+        if getattr(loss, option, None) is not None:
+            raise ValueError(
+                f"{told} with {option}, which is no likelihood; give output {output!r}"
+                " to measure without it"
+            )
+    scale = None if loss.reduction == "mean" else factor
+    return Likelihood(output, scale, factor=factor)
+
+
+def _distribution(loss: _Loss) -> str:
     if type(loss) not in _LOSSES:
         raise ValueError(
             f"output is 'auto' and the module's loss is {type(loss).__name__}, which"
@@ -86,47 +138,3 @@ def distribution_of(module: nn.Module) -> str:
             " (and loss_scale)"
         )
     return _LOSSES[type(loss)]
-
-
-def likelihood_of(module: nn.Module) -> Likelihood:
-    """Return what a module's loss tells, options of torch's losses included.
-
-    Raises:
-        ValueError: If its loss tells no distribution, is summed over a batch, or weighs
-            the two outcomes of a logit.
-    """
-    output = distribution_of(module)
-    loss = _loss_of(module)
-    if loss is None or isinstance(loss, str):
-        return Likelihood(output)
-    told = f"output is 'auto' and the module's loss is {type(loss).__name__}"
-    if loss.reduction == "sum":
-        raise ValueError(
-            f"{told} with reduction='sum', whose curvature grows with the batch; give"
-            f" output {output!r} and, for loss_scale, the size of the training batch"
-        )
-    if isinstance(loss, nn.CrossEntropyLoss):
-        smoothing = loss.label_smoothing
-        return Likelihood(
-            output, 1.0, loss.weight, loss.ignore_index, smoothing=smoothing
-        )
-    if isinstance(loss, nn.MSELoss):
-        scale = None if loss.reduction == "mean" else 2.0
-        return Likelihood(output, scale, factor=2.0)
-    for option in ("weight", "pos_weight"):
-        if getattr(loss, option) is not None:
-            raise ValueError(
-                f"{told} with {option}, which is no likelihood; give output {output!r}"
-                " to measure without it"
-            )
-    return Likelihood(output, None if loss.reduction == "mean" else 1.0)
-
-
-def _loss_of(module: nn.Module) -> str | nn.modules.loss._Loss | None:
-    loss = getattr(module, "loss", None)
-    if isinstance(loss, nn.modules.loss._Loss):
-        return loss
-    if isinstance(loss, str) and loss in _OUTPUTS:
-        return loss
-    own = [m for m in module.children() if isinstance(m, nn.modules.loss._Loss)]
-    return own[0] if len(own) == 1 else None

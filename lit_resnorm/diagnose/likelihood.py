@@ -17,7 +17,8 @@ from lit_resnorm.measures.fisher.heads import check_output
 from lit_resnorm_callbacks.distributions import (
     Likelihood,
     distribution_of,
-    likelihood_of,
+    likelihood_of_loss,
+    loss_of,
 )
 
 _FUNCTIONS: tuple[tuple[Any, type[TorchLoss]], ...] = (
@@ -70,10 +71,8 @@ def likelihood_meant(
     if guessed:
         told = replace(told, output=_guess(output, target))
     num = 1 if told.output == "softmax" else math.prod(output.shape[1:])
-    read = 1 / num if told.scale is None else told.scale
-    read *= 2 if was_read and type(loss) is nn.MSELoss else 1
+    read = told.factor / num if told.scale is None else told.scale
     scale = read if loss_scale is None else loss_scale
-    smoothing = getattr(loss, "label_smoothing", 0.0) if was_read else 0.0
     if loss_fn is None or was_read:
         check_labels(
             told.output,
@@ -84,8 +83,8 @@ def likelihood_meant(
         )
     _check_weights(told, output)
     words = _words(told, scale, num)
-    words += f", labels smoothed by {smoothing:g}" if smoothing else ""
-    return Meant(told, scale, smoothing, words, was_read)
+    words += f", labels smoothed by {told.smoothing:g}" if told.smoothing else ""
+    return Meant(told, scale, words, was_read)
 
 
 def _torch_loss(module: nn.Module, loss_fn: Any) -> TorchLoss | None:
@@ -94,35 +93,24 @@ def _torch_loss(module: nn.Module, loss_fn: Any) -> TorchLoss | None:
         made = [kind() for function, kind in _FUNCTIONS if loss_fn is function]
         known = type(loss_fn) in _KNOWN
         return loss_fn if known else made[0] if made else None
-    own = getattr(module, "loss", None)
-    if isinstance(own, TorchLoss):
-        return own
-    inner = [m for m in module.children() if isinstance(m, TorchLoss)]
-    return inner[0] if len(inner) == 1 else None
+    own = loss_of(module)
+    return own if isinstance(own, TorchLoss) else None
 
 
 def _told(
     module: nn.Module, loss: TorchLoss | None, loss_fn: Any, distribution: str
 ) -> Likelihood:
     """Return what a loss tells; `auto` where there is none to ask."""
-    if type(loss) is nn.MSELoss and distribution in ("auto", "gaussian"):
-        if loss.reduction == "sum" and distribution == "auto":
-            raise ValueError(
-                "output is 'auto' and the module's loss is MSELoss with"
-                " reduction='sum', whose curvature grows with the batch; give output"
-                " 'gaussian' and, for loss_scale, twice the size of the training batch"
-            )
-        # a mean over outputs; of a loss that isn't reduced, their sum
-        return Likelihood("gaussian", None if loss.reduction == "mean" else 1.0)
+    if distribution == "auto" and loss is not None:
+        return likelihood_of_loss(loss)
+    if distribution == "gaussian" and isinstance(loss, nn.MSELoss):
+        # of a loss that isn't averaged, the sum over outputs
+        scale = None if loss.reduction == "mean" else 2.0
+        return Likelihood(distribution, scale, factor=2.0)
     if distribution != "auto":
         return Likelihood(distribution)
-    if loss_fn is None:
-        return likelihood_of(module)
-    if loss is not None:
-        holder = nn.Module()
-        holder.loss = loss
-        return likelihood_of(holder)
-    return Likelihood(distribution_of(module) if hasattr(module, "loss") else "auto")
+    asked = loss_fn is None or hasattr(module, "loss")
+    return Likelihood(distribution_of(module) if asked else "auto")
 
 
 def _guess(output: Tensor, target: Any) -> str:

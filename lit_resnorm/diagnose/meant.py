@@ -24,16 +24,19 @@ class Meant:
     Attributes:
         likelihood: Its distribution, class weights and label of what is ignored.
         scale: The loss over the weighted mean of the negative log-likelihoods.
-        smoothing: Share of each label that is spread over all classes.
         words: What it is.
         was_read: Whether it is the whole of a loss of torch's.
     """
 
     likelihood: Likelihood
     scale: float
-    smoothing: float
     words: str
     was_read: bool
+
+    @property
+    def smoothing(self) -> float:
+        """Share of each label that is spread over all classes."""
+        return self.likelihood.smoothing
 
     @property
     def output(self) -> str:
