@@ -26,6 +26,21 @@ def plain(value: Any) -> Any:
     return value
 
 
+def flat_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values flat, named as W&B shows them: `train.loss`.
+
+    W&B's media, objects with a `_type`, stay as they are.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and "_type" not in value:
+            inner = flat_values(value)
+            flat |= {f"{key}.{name}": one for name, one in inner.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
 def row_line(row: Mapping[str, Any]) -> str:
     """Return one line of a JSON-lines file."""
     return json.dumps(row, allow_nan=False) + "\n"

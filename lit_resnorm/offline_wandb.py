@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_resnorm.json_lines import plain
+from lit_resnorm.json_lines import flat_values, plain
 from lit_resnorm.run_files import RESUMED, Run, RunRows
 
 _STEP = "trainer/global_step"
@@ -51,8 +51,9 @@ def read_offline_wandb(path: str | os.PathLike[str]) -> list[Run]:
     """Return the runs recorded under `path`, one an id.
 
     Rows are joined by `trainer/global_step`, the `step` of the history; of a value
-    that two processes logged at the same step the later process's is kept. Tables,
-    histograms and images are left out.
+    that two processes logged at the same step the later process's is kept. Nested
+    values are read as W&B shows them, `{"train": {"loss": 1}}` as `train.loss`.
+    Tables, histograms and images are left out.
 
     Args:
         path: A `.wandb` file or the directory of one run (then other directories of
@@ -103,7 +104,8 @@ def read_offline_run(run_id: str, folders: Iterable[Path]) -> RunRows:
     """
     recorded, latest = _Recorded(), Path()
     for latest in folders:
-        recorded.exit_code = None
+        # how a process before ended says nothing of this one
+        recorded.exit_code, recorded.ended = None, {}
         for file in latest.glob("*.wandb"):
             _take(file, recorded)
     rows = [recorded.rows[step] for step in sorted(recorded.rows)]
@@ -117,6 +119,9 @@ def read_offline_run(run_id: str, folders: Iterable[Path]) -> RunRows:
         "seconds": recorded.seconds,
         **recorded.ended,
     }
+    if summary["status"] == "running":
+        # said amid a run, before the process ended in whatever way it did
+        summary["status"] = words.get(recorded.exit_code, "failed")
     name = recorded.name or run_id
     return RunRows(name, latest, recorded.config, rows, summary)
 
@@ -163,7 +168,7 @@ def _take_row(values: dict[str, Any], rows: dict[int, dict[str, Any]]) -> None:
     row = rows.setdefault(step, {"step": step, "epoch": None})
     row |= {
         key: plain(value)
-        for key, value in values.items()
+        for key, value in flat_values(values).items()
         if not key.startswith("_") and not isinstance(value, dict | list)
     }
 

@@ -114,6 +114,8 @@ def read_run_rows(path: str | os.PathLike[str]) -> RunRows:
             summary |= json.loads((path / SUMMARY).read_text(encoding="utf-8"))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path / SUMMARY} is damaged: {error}") from error
+    if summary["status"] == "running":
+        summary["status"] = "interrupted"
     try:
         config = read_config(path / CONFIG) if (path / CONFIG).exists() else {}
     except (ValueError, yaml.YAMLError) as error:

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import nn
 
 _LOSS = re.compile(r"(^|[/_.])loss($|[/_.])")
@@ -105,12 +106,25 @@ def run_status(status: str, trainer: Trainer) -> str:
 
     Returns:
         `finished`, `diverged` (see `has_diverged`), `interrupted` (Ctrl-C, SIGTERM) or
-        `failed`.
+        `failed`; `running` where it hasn't ended.
     """
+    if _is_under_way(trainer):
+        return "running"
     if status == "failed":
         stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)
         return "interrupted" if stopped else "failed"
     return "diverged" if has_diverged(trainer) else "finished"
+
+
+def _is_under_way(trainer: Trainer) -> bool:
+    """Say whether loggers are finalized amid a run, as SLURM's signal has it done."""
+    if trainer.state.status != TrainerStatus.RUNNING:
+        return False
+    # at a run's end Lightning calls it running still, and has let go of its data
+    if trainer.state.fn == TrainerFn.FITTING:
+        return trainer.fit_loop._data_fetcher is not None
+    loop = trainer._active_loop
+    return loop is not None and loop._data_fetcher is not None
 
 
 def has_diverged(trainer: Trainer) -> bool:

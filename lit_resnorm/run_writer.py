@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from lit_resnorm.json_lines import plain, read_rows, replace_rows, row_line
+from lit_resnorm.json_lines import flat_values, plain, read_rows, replace_rows, row_line
 from lit_resnorm.run_files import FIGURES, HISTORY, TABLES
 
 
@@ -65,7 +65,7 @@ class RunWriter:
         file = self._open()
         values = {
             key: plain(value)
-            for key, value in metrics.items()
+            for key, value in flat_values(metrics).items()
             if self._kept.get(key) != step
         }
         if values:

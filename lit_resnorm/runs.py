@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.fabric.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
@@ -41,7 +41,8 @@ class RunHistory(Logger):
     dropped first, and what is logged again at a kept step is not doubled. Only rank
     0 writes. The logger learns of its Trainer through `log_graph`, which Lightning
     calls unless `enable_autolog_hparams` is off. Once `summary.json` is written,
-    `ended` holds its `status` and `seconds`.
+    `ended` holds its `status` and `seconds`. Where a logger is finalized amid a run
+    (SLURM's warning of a requeue does so) the status is `running` until the run ends.
 
     A step that a callback gives is taken as it is. Values that `validation_step`
     logs for each batch (`on_step=True`) keep Lightning's number of the batch.
@@ -63,6 +64,7 @@ class RunHistory(Logger):
         self._writer = RunWriter(self.path)
         self._verdicts: dict[str, str] = {}
         self._began: float | None = None
+        self._seconds_before = 0.0
         self.ended: dict[str, Any] = {}
         self._when_final: list[Callable[[], None]] = []
 
@@ -104,7 +106,9 @@ class RunHistory(Logger):
         trainer = self._steps.trainer
         if trainer is not None and trainer.state.fn == "fit":
             self._start_fit(trainer, checkpoint)
-        self._began = time.monotonic()
+        earlier = self._summary()
+        self._seconds_before = earlier.get("seconds", 0.0)
+        self._began, self.ended = time.monotonic(), {}
 
     def _start_fit(
         self, trainer: Trainer, checkpoint: Mapping[str, Any] | None
@@ -114,6 +118,9 @@ class RunHistory(Logger):
         else:
             steps, epoch = optimizer_steps(trainer), trainer.current_epoch
         self._writer.go_on(steps, epoch, resumed=bool(checkpoint))
+        if summary := self._summary():
+            # a kill leaves no word of how the earlier training ended
+            self._replace_summary({**summary, "status": "running"})
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -185,7 +192,7 @@ class RunHistory(Logger):
         """Have `action` called on rank 0 whenever the run's files are complete.
 
         That is after Lightning's last hook of a `fit`, `validate` or `test`, however it
-        ended.
+        ended, and where the logger is finalized amid one.
         """
         if action not in self._when_final:
             self._when_final.append(action)
@@ -194,10 +201,12 @@ class RunHistory(Logger):
     def finalize(self, status: str) -> None:
         """Close the history, and write `summary.json` where a run began.
 
+        The last end counts, but nothing that follows mends a run that was broken off.
+
         Args:
             status: Lightning's word, "success" or "failed". Written is `finished`,
-                `diverged`, `interrupted` (Ctrl-C, SIGTERM) or `failed`; validation
-                and test leave a training's status as it is.
+                `diverged`, `interrupted` (Ctrl-C, SIGTERM) or `failed`, and `running`
+                amid a run; validation and test leave a training's status as it is.
         """
         self._writer.close()
         self._write_summary(status)
@@ -208,23 +217,36 @@ class RunHistory(Logger):
         trainer = self._steps.trainer
         if trainer is None or self._began is None:
             return
-        path = self.path / SUMMARY
-        earlier = json.loads(path.read_text()) if path.exists() else {}
-        word = run_status(status, trainer)
+        word, ended = run_status(status, trainer), self.ended.get("status")
+        if ended in ("failed", "interrupted") or ended == word != "running":
+            return
+        earlier = self._summary()
         if trainer.state.fn != "fit":
             word = earlier.get("status", word)
+            # of a training that a kill ended
+            word = "interrupted" if word == "running" else word
         history = self.path / HISTORY
         summary = {
             "status": word,
             "values": summarise(read_rows(history) if history.exists() else ()),
             "verdicts": {**earlier.get("verdicts", {}), **self._verdicts},
-            "seconds": earlier.get("seconds", 0.0) + time.monotonic() - self._began,
+            "seconds": self._seconds_before + time.monotonic() - self._began,
             "versions": _versions(),
         }
-        self._began = None
         self.ended = {key: summary[key] for key in ("status", "seconds")}
+        self._replace_summary(summary)
+
+    def _summary(self) -> dict[str, Any]:
+        path = self.path / SUMMARY
+        try:
+            return dict(json.loads(path.read_text())) if path.exists() else {}
+        except (ValueError, TypeError) as error:
+            rank_zero_warn(f"{path} is damaged, it is written anew: {error}")
+            return {}
+
+    def _replace_summary(self, summary: Mapping[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(summary, indent=1) + "\n")
+        replace_file(self.path / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
 
 def _next_epoch(checkpoint: Mapping[str, Any]) -> int:

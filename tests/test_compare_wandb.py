@@ -236,6 +236,21 @@ def test_runs_of_the_server_are_read_like_the_others(trained):
     }
 
 
+def test_nested_values_and_a_status_amid_the_run_are_read_from_the_server():
+    run = SimpleNamespace(
+        id="x",
+        name="x",
+        state="crashed",
+        config={},
+        summary={"status": "running"},
+        scan_history=lambda: [{"_step": 4, "train": {"loss": 2.0}, "_x": {"y": 1}}],
+    )
+    found = recorded_online(run, "e/p/x")
+    assert [*found.series] == ["train.loss"]
+    assert found.series["train.loss"].step.tolist() == [4]
+    assert found.status == "failed"
+
+
 def test_a_project_without_a_connection_is_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

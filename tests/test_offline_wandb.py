@@ -5,6 +5,7 @@ import pytest
 import wandb
 from offline import complete
 
+from lit_resnorm.compare import read_runs
 from lit_resnorm.offline_wandb import read_offline_wandb
 
 
@@ -121,3 +122,38 @@ def test_what_was_logged_after_the_checkpoint_of_a_resume_is_dropped(tmp_path):
     assert run.history["step"].tolist() == [0, 1, 2, 3]
     assert run.history["a"].tolist() == [5, 6, 7, 4]
     assert run.config == {"lr": 1}
+
+
+def test_nested_values_are_read_by_their_paths_and_media_are_not(tmp_path):
+    settings = wandb.Settings(silent=True, reinit="finish_previous")
+    run = wandb.init(project="p", dir=tmp_path, mode="offline", settings=settings)
+    for step, loss in enumerate([1.0, math.nan, math.inf]):
+        values = {"train": {"loss": loss, "by": {"layer": step}}, "val/loss": step}
+        media = {"media": {"spectrum": wandb.Histogram([1.0, 2.0])}, "list": [1, 2]}
+        run.log({**values, **media, "trainer/global_step": step})
+    run.finish()
+    complete(tmp_path)
+    (read,) = read_offline_wandb(tmp_path)
+    columns = ["step", "epoch", "train.loss", "train.by.layer", "val/loss"]
+    assert sorted(read.history.columns) == sorted(columns)
+    assert read.history["train.by.layer"].tolist() == [0, 1, 2]
+    assert read.summary["values"]["train.loss"]["last"] == "Infinity"
+    (compared,), _ = read_runs([str(tmp_path / "wandb")])
+    series = compared.series["train.loss"].value
+    assert series[0] == 1
+    assert math.isnan(series[1])
+    assert math.isinf(series[2])
+
+
+def test_the_last_process_of_a_run_says_how_it_ended(tmp_path):
+    settings = wandb.Settings(silent=True, reinit="finish_previous")
+    for said, code in (("finished", 0), ("running", 1)):
+        run = wandb.init(
+            id="r", project="p", dir=tmp_path, mode="offline", settings=settings
+        )
+        run.log({"a": 1.0})
+        run.summary.update({"status": said, "seconds": 1})
+        run.finish(exit_code=code)
+    complete(tmp_path)
+    (read,) = read_offline_wandb(tmp_path)
+    assert read.summary["status"] == "failed"

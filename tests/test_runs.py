@@ -1,5 +1,6 @@
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -262,6 +263,15 @@ def test_values_that_are_not_finite_are_words_in_the_file_and_numbers_read_back(
     assert (row["b"], row["c"], row["d"]) == (math.inf, -math.inf, 2)
 
 
+def test_nested_values_are_rows_under_the_names_that_wandb_shows(tmp_path):
+    history = RunHistory(tmp_path)
+    history.log_metrics({"train": {"loss": torch.tensor(1.0), "a": {"b": 2}}}, step=3)
+    assert lines(tmp_path) == [
+        {"step": 3, "epoch": None, "train.loss": 1.0, "train.a.b": 2}
+    ]
+    history.finalize("success")
+
+
 def test_every_line_is_in_the_file_when_it_was_logged(tmp_path):
     history = RunHistory(tmp_path)
     for step in range(3):
@@ -293,6 +303,94 @@ def test_the_summary_says_how_the_run_ended(tmp_path):
         assert {"python", "torch", "lightning", "lit-resnorm"} <= summary[
             "versions"
         ].keys()
+
+
+class FinalizeAt(Callback):
+    """Finalizes the loggers amid a run, as Lightning's handler of SIGUSR1 does."""
+
+    def __init__(self, batch, word="finished"):
+        self.batch, self.word = batch, word
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.fit_loop.total_batch_idx == self.batch:
+            for logger in trainer.loggers:
+                logger.finalize(self.word)
+
+
+def summary_of(path):
+    return json.loads((path / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("word", ["finished", "success", "failed"])
+def test_amid_a_run_the_status_is_running_and_the_last_end_wins(tmp_path, word):
+    said = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if (tmp_path / "ok/summary.json").exists():
+                said.append(summary_of(tmp_path / "ok")["status"])
+
+    fit(tmp_path / "ok", callbacks=[FinalizeAt(3, word), Look()])
+    assert set(said) == {"running"}
+    assert summary_of(tmp_path / "ok")["status"] == "finished"
+    assert summary_of(tmp_path / "ok")["values"]["train/steps"]["last"] == 13.0
+    with pytest.raises(KillError):
+        fit(tmp_path / "failed", callbacks=[FinalizeAt(3, word), KillBefore(10)])
+    assert summary_of(tmp_path / "failed")["status"] == "failed"
+    assert summary_of(tmp_path / "failed")["values"]["train/steps"]["last"] == 9.0
+    module = Counter()
+    module.diverged = True
+    fit(tmp_path / "diverged", module, callbacks=[FinalizeAt(3, word)])
+    assert summary_of(tmp_path / "diverged")["status"] == "diverged"
+
+
+def test_seconds_count_the_time_before_a_finalize_amid_the_run_once(tmp_path):
+    class Rest(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            time.sleep(0.02)
+
+    began = time.monotonic()
+    fit(tmp_path, callbacks=[Rest(), *(FinalizeAt(batch) for batch in range(14))])
+    assert 14 * 0.02 <= summary_of(tmp_path)["seconds"] <= time.monotonic() - began
+
+
+def test_a_run_that_breaks_off_as_it_ends_has_failed(tmp_path):
+    class Breaks(RunHistory):
+        def finalize(self, status):
+            super().finalize(status)
+            if status == "success":
+                raise KillError
+
+    trainer = Trainer(logger=Breaks(tmp_path), **QUIET, enable_checkpointing=False)
+    with pytest.raises(KillError):
+        trainer.fit(Counter(), loader())
+    assert summary_of(tmp_path)["status"] == "failed"
+    trainer.logger.finalize("finished")  # whoever closes it once more mends nothing
+    assert summary_of(tmp_path)["status"] == "failed"
+
+
+def test_a_run_that_goes_on_is_running_until_it_ends_again(tmp_path):
+    checkpoint, said = tmp_path / "x.ckpt", []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            said.append(summary_of(tmp_path / "run")["status"])
+
+    fit(tmp_path / "run", callbacks=[CheckpointAt(4, checkpoint)])
+    fit(tmp_path / "run", callbacks=[Look()], ckpt_path=checkpoint)
+    assert set(said) == {"running"}
+    assert summary_of(tmp_path / "run")["status"] == "finished"
+    # a kill leaves the word, and readers say what the process came to
+    summary = {**summary_of(tmp_path / "run"), "status": "running"}
+    (tmp_path / "run/summary.json").write_text(json.dumps(summary))
+    assert read_run(tmp_path / "run").summary["status"] == "interrupted"
+
+
+def test_a_damaged_summary_is_told_and_written_anew(tmp_path):
+    (tmp_path / "summary.json").write_text("{ a: [")
+    with pytest.warns(UserWarning, match=r"summary\.json is damaged"):
+        fit(tmp_path)
+    assert summary_of(tmp_path)["status"] == "finished"
 
 
 def test_a_test_leaves_the_status_of_the_training_and_adds_its_values(tmp_path):

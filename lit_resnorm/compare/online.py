@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_resnorm.compare.config import flat_config
 from lit_resnorm.compare.recorded import Recorded, recorded_of_rows
+from lit_resnorm.json_lines import flat_values
 
 ADDRESS = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 """`entity/project` or `entity/project/run`."""
@@ -61,12 +62,13 @@ def recorded_online(run: Any, source: str) -> Recorded:
     """
     summary = dict(run.summary)
     status = _STATES.get(run.state, "failed")
+    said = summary.get("status")
     return recorded_of_rows(
         _rows(run.scan_history()),
         name=run.name or run.id,
         source=source,
         kind="online",
-        status=summary.get("status") or status,
+        status=status if said in (None, "running") else said,
         config=flat_config(
             {k: v for k, v in run.config.items() if not k.startswith("_")}
         ),
@@ -80,7 +82,7 @@ def _rows(history: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
         step = row.get("_step", 0) if step is None else step
         values = {
             key: value
-            for key, value in row.items()
+            for key, value in flat_values(row).items()
             if key != _STEP and not key.startswith("_")
         }
         yield {**values, "step": int(step)}
