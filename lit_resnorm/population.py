@@ -105,8 +105,8 @@ class Population(L.LightningModule):
 
     def _run(self, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
         bound = self._bound[0]
-        if bound.training != self.training:
-            bound.train(self.training)
+        if bound.model.training != self.training:
+            bound.model.train(self.training)
         with eager():
             return bound.for_each(weights, x, randomness="different")
 

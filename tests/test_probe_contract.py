@@ -1,6 +1,7 @@
 """What every probe keeps, whatever it measures."""
 
 import copy
+import functools
 import math
 import random
 
@@ -15,8 +16,10 @@ from small import FunctionalNet, loaders, quiet_trainer, vectors
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lit_resnorm.data import Digits
 from lit_resnorm.measures.observe import identity, untouched
 from lit_resnorm.measures.tracing import trace
+from lit_resnorm.modules import LitSharedResNet, LitSmoothResNet
 from lit_resnorm_callbacks import (
     ActivationRateMonitor,
     Cadence,
@@ -113,6 +116,36 @@ def test_training_with_bf16_autocast_is_bit_identical_too(probe):
     options = {"precision": "bf16-mixed", "steps": 6}
     bare = training_state(*fit([], **options))
     assert_same_state(training_state(*fit([probe(cadence=2)], **options)), bare)
+
+
+INFLUENCE = functools.partial(StabilityProbe, method="influence")
+OF_TIED = PROBES | {
+    "influence": INFLUENCE,
+    "products": functools.partial(FIMEigenvalueProbe, num_eigenvalues=1),
+}
+TIED = {
+    "convolutional": lambda: LitSharedResNet(depth=3, width=4, shared=2),
+    "smooth": lambda: LitSmoothResNet(4, 16, tied=True),
+}
+
+
+@pytest.mark.parametrize("variant", TIED.values(), ids=TIED)
+@pytest.mark.parametrize("probe", OF_TIED.values(), ids=OF_TIED)
+def test_training_of_a_variant_with_shared_layers_is_bit_identical(probe, variant):
+    def trained(probes):
+        L.seed_everything(7, verbose=False)
+        module = variant()
+        own = dict(module.named_parameters())
+        trainer = quiet_trainer(max_steps=6, callbacks=probes)
+        trainer.fit(module, Digits(num_workers=0, batch_size=8))
+        assert {n: id(p) for n, p in module.named_parameters()} == {
+            n: id(p) for n, p in own.items()
+        }
+        return trainer, module
+
+    trainer, module = trained([probe(cadence=2, num_examples=24)])
+    assert f"{probe().name}/failed" not in values(trainer, probe().name)
+    assert_same_state(training_state(trainer, module), training_state(*trained([])))
 
 
 @every_probe

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from lit_resnorm.diagnose.losses import Loss
+from lit_resnorm.measures.functional_calls import with_weights
 from lit_resnorm.measures.moments.noise import in_float64
 from lit_resnorm.measures.observe import num_rows, take_rows, untouched
 from lit_resnorm.measures.sites import Site, Visitor, first_tensor, visiting
@@ -74,16 +73,6 @@ def widened(batch: Any) -> Any:
     return pytree.tree_map(wide, batch)
 
 
-class _Applied(nn.Module):
-    def __init__(self, model: nn.Module, forward: Forward) -> None:
-        super().__init__()
-        self.model = model
-        self._apply_model = forward
-
-    def forward(self, batch: Any) -> Any:
-        return self._apply_model(self.model, batch)
-
-
 class _Passes:
     def __init__(
         self,
@@ -109,9 +98,11 @@ class _Passes:
                     run(lambda: self.forward(self.model, batch))
             for start in range(0, total, chunk):
                 rows = take_rows(batch, slice(start, min(total, start + chunk)))
-                with _stand_ins(self.model, self.forward) as applied:
+                # what follows a network without parameters still depends on its input
+                x = pytree.tree_map(_taking_gradients, rows)
+                with with_weights(self.model, _stand_ins(self.model)):
                     with visiting(self.model, self.sites, sums):
-                        output = run(lambda rows=rows, f=applied: f(rows))
+                        output = run(lambda x=x: self.forward(self.model, x))
                     self._backward(output, rows)
         return sums.root_means()
 
@@ -135,25 +126,17 @@ class _Passes:
             total.backward()
 
 
-@contextmanager
-def _stand_ins(model: nn.Module, forward: Forward) -> Iterator[Callable[[Any], Any]]:
-    """Give the model with copies of its parameters, which all take gradients.
+def _stand_ins(model: nn.Module) -> dict[str, Tensor]:
+    """Return the model's parameters by name, detached, which all take gradients.
 
     So gradients reach the sites of frozen layers too, and none reaches the model's own
     parameters, nor the hooks on them.
     """
-    applied = _Applied(model, forward)
-    copies = {
-        f"model.{name}": p.detach().requires_grad_() if p.is_floating_point() else p
+    return {
+        name: p.detach().requires_grad_()
         for name, p in model.named_parameters()
+        if p.is_floating_point()
     }
-
-    def call(batch: Any) -> Any:
-        # what follows a network without parameters still depends on its input
-        batch = pytree.tree_map(_taking_gradients, batch)
-        return functional_call(applied, copies, (batch,))
-
-    yield call
 
 
 def _taking_gradients(leaf: Any) -> Any:

@@ -76,7 +76,6 @@ class Trials:
         """
         with untouched(self.module, norm_mode="eval"):
             self.module.train()
-            self.bound.train()
             return rehearse(self.bound, self.batch)
 
     def run(
@@ -111,7 +110,6 @@ class Trials:
 
             with untouched(self.module, norm_mode="eval"):
                 self.module.train()
-                self.bound.train()
                 losses_SK = self._losses(part, num_steps, tell)
             trials += [
                 _trial(rate, rate / bound, losses_S)

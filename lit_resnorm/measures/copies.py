@@ -8,40 +8,36 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
 
+from lit_resnorm.measures.functional_calls import with_weights
 from lit_resnorm.measures.observe import take_rows
 
 Losses = Callable[[nn.Module, Any], Tensor]
 """Takes a model and a batch and returns the loss of each example, shape `(B,)`."""
 
 
-class Bound(nn.Module):
-    """A function of a model, as a module whose `model.*` are the model's weights.
+@dataclass(frozen=True)
+class Bound:
+    """A function of a model and a batch, which runs at any weights.
 
-    So `functional_call` runs any function of the model with other weights.
+    Attributes:
+        model: The model.
+        function: Takes the model and a batch.
     """
 
-    def __init__(
-        self, model: nn.Module, function: Callable[[nn.Module, Any], Any]
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.function = function
-
-    def forward(self, batch: Any) -> Any:
-        """Return the function of the model and a batch."""
-        return self.function(self.model, batch)
+    model: nn.Module
+    function: Callable[[nn.Module, Any], Any]
 
     def with_weights(self, weights: Mapping[str, Tensor], batch: Any) -> Any:
         """Return the function at other weights and buffers, by the model's names."""
-        named = {f"model.{name}": value for name, value in weights.items()}
-        return functional_call(self, named, (batch,))
+        with with_weights(self.model, weights):
+            return self.function(self.model, batch)
 
     def for_each(
         self,

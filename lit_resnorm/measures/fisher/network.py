@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from lit_resnorm.measures.functional_calls import with_weights
 from lit_resnorm.measures.observe import take_rows
 
 Forward = Callable[[Any, Any], Tensor]
@@ -21,16 +21,6 @@ _HALF = (torch.half, torch.bfloat16)
 def apply(model: nn.Module, x: Any) -> Tensor:
     """Return `model(x)`: the usual way to apply a model to a batch."""
     return model(x)
-
-
-class _Applied(nn.Module):
-    def __init__(self, model: nn.Module, forward: Forward) -> None:
-        super().__init__()
-        self.model = model
-        self._apply_model = forward
-
-    def forward(self, x: Any) -> Tensor:
-        return self._apply_model(self.model, x)
 
 
 class Network:
@@ -48,7 +38,6 @@ class Network:
     def __init__(self, model: nn.Module, forward: Forward) -> None:
         self.model = model
         self._forward = forward
-        self._applied = _Applied(model, forward)
         own = dict(model.named_parameters())
         self.parameters = {n: p for n, p in own.items() if p.requires_grad}
         if not self.parameters:
@@ -93,11 +82,7 @@ class Network:
         """
         if self._stand_ins:
             x = pytree.tree_map(_widen, x)
-        stand_ins = {**self._stand_ins, **(parameters or {})}
-        if stand_ins:
-            named = {f"model.{name}": tensor for name, tensor in stand_ins.items()}
-            output = functional_call(self._applied, named, (x,))
-        else:
+        with with_weights(self.model, {**self._stand_ins, **(parameters or {})}):
             output = self._forward(self.model, x)
         if not isinstance(output, Tensor) or not output.is_floating_point():
             found = (

@@ -20,6 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from lit_resnorm.measures.functional_calls import with_weights
+
 
 def signal_of(x: Tensor) -> Tensor:
     """Return a tensor without its noise."""
@@ -221,22 +223,12 @@ def _restore_forward(module: nn.Module, forward: Callable[..., Any] | None) -> N
 @contextmanager
 def in_float64(model: nn.Module) -> Iterator[None]:
     """Have a float64 copy of the model's parameters and buffers in their place."""
-    copies: dict[int, Tensor] = {}
-    stores: list[dict[str, Any]] = [
-        store for m in model.modules() for store in (m._parameters, m._buffers)
-    ]
-    held = [dict(store) for store in stores]
-    try:
-        for store in stores:
-            for name, tensor in store.items():
-                if tensor is not None and tensor.is_floating_point():
-                    if id(tensor) not in copies:
-                        copies[id(tensor)] = _double(tensor)
-                    store[name] = copies[id(tensor)]
+    copies: dict[str, Tensor] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point():
+            copies[name] = _double(tensor)
+    with with_weights(model, copies):
         yield
-    finally:
-        for store, saved in zip(stores, held, strict=True):
-            store.update(saved)
 
 
 def _double(tensor: Tensor) -> Tensor:
