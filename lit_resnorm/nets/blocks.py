@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from lit_resnorm.nets.initialization import (
     Draws,
     ScaledStandardization,
+    activation_gain,
     fixup_std,
     pin_row_norm,
 )
@@ -94,6 +95,8 @@ class Block(nn.Module):
             pattern = pattern.replace("w", "bw").replace("a", "ba")
         self.steps = self._add_branch(width, layers, pattern, style)
         self._initialize(layers, style, draws, name, depth)
+        if style.scale == "nf":
+            self._standardize(pattern, style)
         self.shortcut = shortcut
         self._set_scale(style, index, depth)
 
@@ -142,10 +145,21 @@ class Block(nn.Module):
             draw_weights(layer, draws, f"{name}.w{k}", std)
             if style.weight == "weight_norm":
                 pin_row_norm(layer, std)
-            if style.scale == "nf":
-                parametrize.register_parametrization(
-                    layer, "weight", ScaledStandardization()
-                )
+
+    def _standardize(self, pattern: str, style: Style) -> None:
+        """Standardise the weights so that the branch has variance 1 at the start."""
+        gain = activation_gain(ACTIVATIONS[style.activation]())
+        # what comes before each weight layer, and after the last
+        *before, after = ("a" in part for part in pattern.split("w"))
+        for k, (layer, activated) in enumerate(
+            zip(self.weights(), before, strict=True)
+        ):
+            factor = style.gain * (gain if activated else 1.0)
+            if after and k == self.num_weight_layers - 1:
+                factor *= gain
+            parametrize.register_parametrization(
+                layer, "weight", ScaledStandardization(factor)
+            )
 
     def _set_scale(self, style: Style, index: int, depth: int) -> None:
         """Set what multiplies branch, skip and the branch's input."""
