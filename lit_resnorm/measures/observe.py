@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from lit_resnorm.measures.batch_norms import (
+    BATCH_NORMS,
+    NormCall,
+    batch_statistics,
+)
 from lit_resnorm.measures.preserved import module_state, random_state, uncompiled
 
 Reduce = Callable[[Tensor], Tensor]
@@ -88,6 +93,25 @@ def occupied(batch: Any) -> tuple[Any, bool]:
     return pytree.tree_map(fill, batch), True
 
 
+@dataclass
+class _Application:
+    """One application of batch norm in a pass, and the statistics taken there."""
+
+    shape: torch.Size
+    mean: Tensor
+    variance: Tensor
+    over_rows: bool = True
+
+    def compare(self, shape: torch.Size) -> None:
+        """Tell from a pass with another number of rows what the statistics are over.
+
+        Those of weights are over the same numbers as before; where rows lie along the
+        channels (instance norm by hand) they are one example's own.
+        """
+        more_values = shape != self.shape and shape[1] == self.shape[1]
+        self.over_rows = more_values
+
+
 class Passes(TorchFunctionMode):
     """Runs forward passes with the batch norms of one `norm_mode`.
 
@@ -95,22 +119,36 @@ class Passes(TorchFunctionMode):
     statistics from its own input, over all ranks, and later calls replay them as
     constants in the order of application, so a module that is applied twice has two
     sets. Statistics carry no gradient. `recalibrate=True` takes them anew (a reference
-    batch is calibrated on by running it first).
+    batch is calibrated on by running it first). In mode `eval` the same happens where a
+    call asks for the batch's statistics all the same (`track_running_stats=False`).
+
+    Attributes:
+        norm_mode: What batch norms do.
+        reduce: Sums a tensor over ranks.
+        live: Whether such calls in mode `eval` take the statistics of each pass
+            instead, differentiated through.
     """
 
     def __init__(self, norm_mode: NormMode, reduce: Reduce = identity) -> None:
         super().__init__()
         self.norm_mode = norm_mode
         self.reduce = reduce
-        self._statistics: list[tuple[Tensor, Tensor]] = []
+        self.live = False
+        self._applications: list[_Application] = []
         self._calibrated = False
         self._empty = False
+        self._compare = False
         self._application = 0
 
     @property
     def num_norms(self) -> int:
         """Applications of batch norm whose statistics were taken."""
-        return len(self._statistics)
+        return len(self._applications)
+
+    @property
+    def takes_rows_together(self) -> bool:
+        """Whether calls ask for statistics over rows where `norm_mode` leaves them."""
+        return self.norm_mode == "eval" and any(a.over_rows for a in self._applications)
 
     def __call__(
         self,
@@ -118,6 +156,7 @@ class Passes(TorchFunctionMode):
         *,
         empty: bool = False,
         recalibrate: bool = False,
+        compare: bool = False,
     ) -> T:
         """Return `forward()`, its batch norms in this mode.
 
@@ -125,11 +164,15 @@ class Passes(TorchFunctionMode):
             forward: One forward pass of the model, whole or on some rows.
             empty: This rank runs on a dummy row, which counts in no statistic.
             recalibrate: Take the frozen statistics from this pass, not the first.
+            compare: This pass has another number of rows than that which statistics
+                were taken from: batch norms whose number of values does not follow it
+                normalise something else (weights), and are left alone from here on.
         """
         if recalibrate or not self._calibrated:
             self._calibrated = False
-            self._statistics = []
+            self._applications = []
         self._empty = empty
+        self._compare = compare
         self._application = 0
         with self:
             output = forward()
@@ -143,70 +186,38 @@ class Passes(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is not F.batch_norm or self.norm_mode == "eval":
-            return func(*args, **(kwargs or {}))
-        return self._batch_norm(*args, **(kwargs or {}))
-
-    def _batch_norm(
-        self,
-        input: Tensor,
-        running_mean: Tensor | None = None,  # noqa: ARG002
-        running_var: Tensor | None = None,  # noqa: ARG002
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,  # noqa: ARG002
-        momentum: float = 0.1,  # noqa: ARG002
-        eps: float = 1e-5,
-    ) -> Tensor:
+        kwargs = kwargs or {}
+        read = BATCH_NORMS.get(func)
+        if read is None:
+            return func(*args, **kwargs)
+        call = read(*args, **kwargs)
         if self.norm_mode == "train":
-            return F.batch_norm(input, None, None, weight, bias, True, 0.0, eps)
+            return call.by_own_statistics()
+        if self.norm_mode == "eval" and not call.training:
+            if call.needs_elementwise:
+                return call.by_running_statistics()
+            return func(*args, **kwargs)
+        return self._by_batch(call)
+
+    def _by_batch(self, call: NormCall) -> Tensor:
         if not self._calibrated:
-            self._statistics.append(self._moments(input))
-        if self._application >= len(self._statistics):
+            reduce = None if self.reduce is identity else self.reduce
+            statistics = batch_statistics(call.input, reduce, empty=self._empty)
+            self._applications.append(_Application(call.input.shape, *statistics))
+        if self._application >= len(self._applications):
             raise RuntimeError(
-                f"this pass applies more than the {len(self._statistics)} batch norms"
+                f"this pass applies more than the {len(self._applications)} batch norms"
                 " whose statistics were taken: norm_mode frozen needs passes alike"
             )
-        mean, variance = self._statistics[self._application]
+        taken = self._applications[self._application]
         self._application += 1
-        dtype = _statistics_dtype(input, weight)
-        mean, variance = mean.to(dtype), variance.to(dtype)
-        return F.batch_norm(input, mean, variance, weight, bias, False, 0.0, eps)
-
-    @torch.no_grad()
-    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        # The kernel sums in float64 and is three times as fast as var_mean. eps = 0
-        # keeps small variances; the mean is taken first and the squares are centred
-        # on each rank, so no digits cancel when ranks are joined (Chan et al. 1979).
-        x = (
-            x.detach().float()
-            if x.dtype in (torch.half, torch.bfloat16)
-            else x.detach()
-        )
-        num_channels = x.shape[1]
-        if self._empty:
-            count = x.new_zeros(1, dtype=torch.float64)
-            mean = variance = x.new_zeros(num_channels, dtype=torch.float64)
-        else:
-            count = x.new_full((1,), x.numel() // num_channels, dtype=torch.float64)
-            _, mean, invstd = torch.native_batch_norm(
-                x, None, None, None, None, True, 0.0, 0.0
-            )
-            mean, variance = mean.double(), invstd.double() ** -2
-        if self.reduce is identity:
-            return mean, variance
-        sums = self.reduce(torch.cat([count, count * mean]))
-        total, total_mean = sums[:1], sums[1:] / sums[:1]
-        spread = count * (variance + (mean - total_mean) ** 2)
-        return total_mean, self.reduce(spread) / total
-
-
-def _statistics_dtype(x: Tensor, weight: Tensor | None) -> torch.dtype:
-    # The kernels take statistics of the weight's type; without one, half-precision
-    # inputs keep float32 statistics, as batch norm itself does.
-    if weight is not None:
-        return weight.dtype
-    return torch.float32 if x.dtype in (torch.half, torch.bfloat16) else x.dtype
+        if self._compare:
+            taken.compare(call.input.shape)
+        if not taken.over_rows and not call.training:
+            return call.by_running_statistics()
+        if not taken.over_rows or (self.live and self.norm_mode == "eval"):
+            return call.by_own_statistics()
+        return call.by(taken.mean, taken.variance)
 
 
 @contextmanager

@@ -229,7 +229,7 @@ class _Passes:
             # Of torch's own doing, in its forward-mode rules and backend flags.
             warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
             warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")
-            if self.norm_mode == "frozen" and self.num_chunks > 1:
+            if self.num_chunks > 1:  # statistics of the batch are those of all chunks
                 whole, empty = source.signal()
                 run(lambda: forward(model, whole), empty=empty)
             for chunk, empty in source.chunks(self.num_chunks):
