@@ -17,7 +17,7 @@ from lit_resnorm.diagnose.gradients import gradient_norms
 from lit_resnorm.diagnose.losses import loss_of
 from lit_resnorm.diagnose.trends import FAR, trend
 from lit_resnorm.measures.moments import flow_between_sites
-from lit_resnorm_callbacks.probe_batch import network_output
+from lit_resnorm.measures.passes.batches import network_output
 
 
 def loader(num=48, dim=8, num_classes=3):

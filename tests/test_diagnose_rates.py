@@ -15,8 +15,8 @@ from lit_resnorm.diagnose.losses import loss_of
 from lit_resnorm.diagnose.rate_judgement import rate_findings
 from lit_resnorm.diagnose.result import Curvature, StableRates, Trial
 from lit_resnorm.diagnose.trials import Trials
+from lit_resnorm.measures.passes.batches import network_output
 from lit_resnorm.modules import LitMLP, LitResNet, LitResNetBN
-from lit_resnorm_callbacks.probe_batch import network_output
 
 WIDTH, NUM = 64, 50
 NETS = {

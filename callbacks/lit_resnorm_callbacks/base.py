@@ -22,6 +22,8 @@ from lit_resnorm.measures.observe import (
     take_rows,
     untouched,
 )
+from lit_resnorm.measures.passes.batch_dim import ExamplesFirst
+from lit_resnorm.measures.passes.batches import network_output
 from lit_resnorm.measures.sites import Site
 from lit_resnorm.measures.tracing import trace
 from lit_resnorm_callbacks.cadence import Cadence, is_dry_run, steps_taken
@@ -32,11 +34,7 @@ from lit_resnorm_callbacks.destinations import (
     send_values,
     to_host,
 )
-from lit_resnorm_callbacks.probe_batch import (
-    batch_source,
-    fixed_batch,
-    network_output,
-)
+from lit_resnorm_callbacks.probe_batch import batch_source, fixed_batch
 from lit_resnorm_callbacks.ranks import OutOfMemoryError, measured_together
 from lit_resnorm_callbacks.records import Records
 from lit_resnorm_callbacks.strategies import buffers_of_rank_0, check_strategy
@@ -71,6 +69,9 @@ class Probe(Callback, ABC):
         batch: The probe batch, where the project has its own.
         dataloader: A loader of the probe batch, likewise.
         forward_fn: Takes the module and a batch, returns the network's output.
+        batch_dim: Dimension that counts examples, of the tensors of a batch that have
+            it: 1 for time-major batches `(T, B, ...)`. Those of fewer dimensions, as a
+            label a sequence, count them in their first.
         strict: Raise where a measurement fails.
 
     Raises:
@@ -88,6 +89,7 @@ class Probe(Callback, ABC):
         batch: Any = None,
         dataloader: Iterable[Any] | None = None,
         forward_fn: Callable[..., Any] = network_output,
+        batch_dim: int = 0,
         strict: bool = False,
     ) -> None:
         if not re.fullmatch(r"[\w.-]+", name):
@@ -107,7 +109,10 @@ class Probe(Callback, ABC):
         self.num_examples = check_count("num_examples", num_examples)
         self.norm_mode = check_norm_mode(norm_mode)
         self.sites = sites
-        self.forward_fn = forward_fn
+        self.batch_dim = check_count("batch_dim", batch_dim, least=0)
+        self.forward_fn = (
+            ExamplesFirst(forward_fn, batch_dim) if batch_dim else forward_fn
+        )
         self.strict = strict
         self._given = {"batch": batch, "dataloader": dataloader}
         self._batch: Batch = None
@@ -256,7 +261,12 @@ class Probe(Callback, ABC):
 
     def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
         batch = fixed_batch(
-            trainer, module, self.num_examples, name=self.name, **self._given
+            trainer,
+            module,
+            self.num_examples,
+            name=self.name,
+            batch_dim=self.batch_dim,
+            **self._given,
         )
         if (num := num_rows(batch)) < self.num_examples:
             rank_zero_info(
@@ -264,6 +274,8 @@ class Probe(Callback, ABC):
                 f" hold {num}; all of them are used"
             )
         few = take_rows(batch, slice(2))
+        if isinstance(self.forward_fn, ExamplesFirst):
+            self.forward_fn.look(module, few)
         with untouched(module) as run, torch.no_grad():
             sites = run(lambda: trace(module, lambda: self.forward_fn(module, few)))
         self.prepare(module, sites)

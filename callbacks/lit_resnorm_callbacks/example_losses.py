@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_resnorm_callbacks.probe_batch import LABELS, target_of
+from lit_resnorm.measures.passes.batches import LABELS, target_of
 
 LossFn = Callable[[Any, Any], Tensor]
 """Takes output and target and returns the loss of each example."""

@@ -15,9 +15,10 @@ from lit_resnorm.measures.fisher import (
     fisher_spectrum,
 )
 from lit_resnorm.measures.observe import Reduce, identity, num_rows, take_rows
+from lit_resnorm.measures.passes.batch_dim import targets_first
+from lit_resnorm.measures.passes.batches import targets_of
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
 from lit_resnorm_callbacks.likelihoods import LikelihoodOptions
-from lit_resnorm_callbacks.probe_batch import targets_of
 from lit_resnorm_callbacks.rates import largest_rate
 
 
@@ -105,7 +106,7 @@ class FIMEigenvalueProbe(Probe):
             class_dim,
             ignore_index,
             class_weights,
-            target_fn,
+            targets_first(target_fn, self.batch_dim),
             self.forward_fn,
         )
         self.num_eigenvalues = num_eigenvalues

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lit_resnorm.measures.observe import Reduce, num_rows, take_rows
-from lit_resnorm_callbacks.probe_batch import fixed_batch, joined
+from lit_resnorm.measures.passes.batches import joined, leaves, mapped
+from lit_resnorm_callbacks.probe_batch import fixed_batch
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ def drawn_instead(
     probed: int,
     name: str,
     dataloader: Any = None,
+    batch_dim: int = 0,
 ) -> Any:
     """Return a batch of validation examples to put in the place of those left out.
 
@@ -180,11 +182,19 @@ def drawn_instead(
         probed: Size of the probe batch, if it comes from the same loader.
         name: The probe's name, for messages.
         dataloader: A loader to read from; None: the validation loader.
+        batch_dim: Dimension that counts examples in its batches.
 
     Raises:
         ValueError: If there are too few.
     """
-    pool = fixed_batch(trainer, module, probed + num, name=name, dataloader=dataloader)
+    pool = fixed_batch(
+        trainer,
+        module,
+        probed + num,
+        name=name,
+        dataloader=dataloader,
+        batch_dim=batch_dim,
+    )
     size = num_rows(pool)
     if size < num:
         raise ValueError(
@@ -207,8 +217,8 @@ def _shared_row(batch: Any, rows: list[int] | None, reduce: Reduce) -> Any:
         given = leaf if rows else torch.zeros_like(leaf)
         return reduce(given).clone()
 
-    return pytree.tree_map(share, row)
+    return mapped(share, row)
 
 
 def _device(batch: Any) -> torch.device:
-    return next(x.device for x in pytree.tree_leaves(batch) if isinstance(x, Tensor))
+    return next(x.device for x in leaves(batch) if isinstance(x, Tensor))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,61 +11,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
-from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset
 
-from lit_resnorm.measures.observe import num_rows, take_rows, untouched
-
-LABELS = ("labels", "label", "targets", "target", "y")
-"""Names under which a dict of a batch holds the labels."""
-
-
-def target_of(batch: Any) -> Any:
-    """Return a batch's target: a tuple's second element, or a dict's by usual names."""
-    if isinstance(batch, Mapping):
-        return next((batch[name] for name in LABELS if name in batch), None)
-    return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
-
-
-def targets_of(batch: Any) -> Tensor | None:
-    """Return a batch's target where that is a tensor."""
-    found = target_of(batch)
-    return found if isinstance(found, Tensor) else None
-
-
-def network_output(module: nn.Module, batch: Any) -> Any:
-    """Return the module's output on a batch, however the batch is laid out.
-
-    A module's own `probe_forward(batch)` comes first. Else a dict gives the arguments
-    that `forward` names, a tuple or list its first element, a tensor itself.
-
-    Raises:
-        ValueError: If a dict lacks an argument that `forward` requires.
-    """
-    own = getattr(module, "probe_forward", None)
-    if own is not None:
-        return own(batch)
-    if isinstance(batch, dict):
-        return module(**_named_arguments(module, batch))
-    return module(batch[0] if isinstance(batch, (tuple, list)) else batch)
-
-
-def _named_arguments(module: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(module.forward).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return batch
-    required = [
-        p.name
-        for p in parameters
-        if p.default is p.empty and p.kind is not p.VAR_POSITIONAL
-    ]
-    if missing := [name for name in required if name not in batch]:
-        raise ValueError(
-            f"{type(module).__name__}.forward needs {', '.join(missing)}, and the probe"
-            f" batch has only {', '.join(batch)}: give forward_fn or probe_forward"
-        )
-    return {p.name: batch[p.name] for p in parameters if p.name in batch}
+from lit_resnorm.measures.observe import untouched
+from lit_resnorm.measures.passes.batch_dim import as_given, examples_first
+from lit_resnorm.measures.passes.batches import joined, num_rows, take_rows
 
 
 def fixed_batch(
@@ -78,8 +27,11 @@ def fixed_batch(
     name: str,
     batch: Any = None,
     dataloader: Iterable[Any] | None = None,
+    batch_dim: int = 0,
 ) -> Any:
     """Return the whole probe batch, the same on every rank, on the module's device.
+
+    Its examples are in the first dimension, whatever `batch_dim` is.
 
     The first of: `batch`; `dataloader`; the data module's `probe_dataloader()`; the
     loader of the evaluation under way, or in `fit` the validation loader. A loader that
@@ -93,21 +45,27 @@ def fixed_batch(
         name: The probe's name, for messages.
         batch: A batch to take as it is.
         dataloader: A loader to read from.
+        batch_dim: Dimension that counts examples in what is read.
 
     Raises:
-        ValueError: If there is no loader to read from, or it holds no example.
+        ValueError: If there is no loader to read from, it holds no example, or a batch
+            doesn't tell how many; begins with `name`.
     """
     with untouched(module), torch.no_grad():
         if batch is None:
             source = dataloader if dataloader is not None else _loader(trainer, name)
-            batch = first_examples(source, num_examples, name)
+            batch = first_examples(source, num_examples, name, batch_dim)
+        else:
+            batch, _ = _counted(batch, batch_dim, name)
         if trainer.world_size > 1:
             batch = trainer.strategy.broadcast(batch)
         batch = take_rows(batch, slice(num_examples))
         if not num_rows(batch):
             raise ValueError(f"{name}: the probe batch holds no example")
-        batch = trainer.precision_plugin.convert_input(batch)
-        return trainer.strategy.batch_to_device(batch, module.device)
+        # the module's hooks know its own batches
+        batch = trainer.precision_plugin.convert_input(as_given(batch, batch_dim))
+        batch = trainer.strategy.batch_to_device(batch, module.device)
+        return examples_first(batch, batch_dim)
 
 
 def batch_source(trainer: Trainer, *, batch: Any, dataloader: Any) -> Any:
@@ -161,26 +119,48 @@ def _loader(trainer: Trainer, name: str) -> Iterable[Any]:
     )
 
 
-def first_examples(loader: Iterable[Any], num_examples: int, name: str) -> Any:
+def _counted(batch: Any, batch_dim: int, name: str) -> tuple[Any, int]:
+    """Return a batch with examples in the first dimension, and their number."""
+    try:
+        batch = examples_first(batch, batch_dim)
+        return batch, num_rows(batch)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def first_examples(
+    loader: Iterable[Any], num_examples: int, name: str, batch_dim: int = 0
+) -> Any:
     """Return a loader's first batches, joined, that hold so many examples or all.
 
     The global random states are set, so that a shuffling loader gives the same.
 
+    Args:
+        loader: Yields batches.
+        num_examples: How many examples to take.
+        name: Of who asks, for messages.
+        batch_dim: Dimension that counts examples; in what is returned, the first does.
+
     Raises:
-        ValueError: If the loader holds no example; begins with `name`.
+        ValueError: If the loader holds no example, or a batch doesn't tell how many;
+            begins with `name`.
     """
     torch.default_generator.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
     random.seed(0)
     batches, num = [], 0
     for batch in _in_process(loader):
-        batches.append(batch)
-        num += num_rows(batch)
+        rows, size = _counted(batch, batch_dim, name)
+        batches.append(rows)
+        num += size
         if num >= num_examples:
             break
     if not num:
         raise ValueError(f"{name}: the loader of the probe batch holds no example")
-    return joined(batches)
+    try:
+        return joined(batches)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _in_process(loader: Iterable[Any]) -> Iterator[Any]:
@@ -193,31 +173,3 @@ def _in_process(loader: Iterable[Any]) -> Iterator[Any]:
     else:
         how = {"batch_sampler": loader.batch_sampler}
     return iter(DataLoader(loader.dataset, collate_fn=loader.collate_fn, **how))
-
-
-def joined(batches: Sequence[Any]) -> Any:
-    """Return one batch of the rows of several.
-
-    Tensors that don't count examples, and whatever is no tensor, are the first batch's;
-    lists without a tensor, as of file names, are strung together.
-    """
-    if len(batches) == 1:
-        return batches[0]
-    nums = [num_rows(batch) for batch in batches]
-
-    def join(parts: Sequence[Any]) -> Any:
-        first = parts[0]
-        if isinstance(first, Tensor):
-            full = first.ndim and [len(part) for part in parts] == nums
-            return torch.cat([*parts]) if full else first
-        if isinstance(first, Mapping):
-            return {key: join([part[key] for part in parts]) for key in first}
-        if isinstance(first, (tuple, list)):
-            if not any(isinstance(x, Tensor) for x in pytree.tree_leaves(first)):
-                return [*chain.from_iterable(parts)]
-            inner = [join(column) for column in zip(*parts, strict=True)]
-            named = hasattr(first, "_fields")
-            return type(first)(*inner) if named else type(first)(inner)
-        return first
-
-    return join(batches)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lit_resnorm.measures.copies import Copies
 from lit_resnorm.measures.observe import Reduce, num_rows, take_rows, untouched
+from lit_resnorm.measures.passes.batch_dim import examples_first
 from lit_resnorm.measures.sites import Site
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
 from lit_resnorm_callbacks.counts import check_count
@@ -209,6 +210,7 @@ class StabilityProbe(Probe):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Fork the twins whose examples this batch is the first to hold."""
+        batch = examples_first(batch, self.batch_dim)
         self._follower.begin_batch(trainer, batch, batch_idx, self._left_out)
 
     def on_before_backward(
@@ -232,7 +234,7 @@ class StabilityProbe(Probe):
         batch_idx: int,
     ) -> None:
         """Train the twins on this batch, and measure if the cadence says so."""
-        self._follower.end_batch(trainer, batch)
+        self._follower.end_batch(trainer, examples_first(batch, self.batch_dim))
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -344,6 +346,7 @@ class StabilityProbe(Probe):
                 probed=self.num_examples if self._given["batch"] is None else 0,
                 name=self.name,
                 dataloader=self._given["dataloader"],
+                batch_dim=self.batch_dim,
             )
         return TwinTraining(
             trainer,

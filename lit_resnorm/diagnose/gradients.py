@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from lit_resnorm.diagnose.losses import Loss
 from lit_resnorm.measures.functional_calls import with_weights
 from lit_resnorm.measures.moments.noise import in_float64
-from lit_resnorm.measures.observe import num_rows, take_rows, untouched
+from lit_resnorm.measures.observe import untouched
+from lit_resnorm.measures.passes.batches import mapped, num_rows, take_rows
 from lit_resnorm.measures.sites import Site, Visitor, first_tensor, visiting
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -70,7 +71,7 @@ def widened(batch: Any) -> Any:
         is_number = isinstance(leaf, Tensor) and leaf.is_floating_point()
         return leaf.double() if is_number else leaf
 
-    return pytree.tree_map(wide, batch)
+    return mapped(wide, batch)
 
 
 class _Passes:
@@ -99,7 +100,7 @@ class _Passes:
             for start in range(0, total, chunk):
                 rows = take_rows(batch, slice(start, min(total, start + chunk)))
                 # what follows a network without parameters still depends on its input
-                x = pytree.tree_map(_taking_gradients, rows)
+                x = mapped(_taking_gradients, rows)
                 with with_weights(self.model, _stand_ins(self.model)):
                     with visiting(self.model, self.sites, sums):
                         output = run(lambda x=x: self.forward(self.model, x))

@@ -12,7 +12,7 @@ from lit_resnorm.diagnose.labels import class_dim
 from lit_resnorm.diagnose.likelihood import likelihood_meant
 from lit_resnorm.diagnose.meant import Meant
 from lit_resnorm.measures.observe import take_rows
-from lit_resnorm_callbacks.probe_batch import target_of
+from lit_resnorm.measures.passes.batches import target_of
 
 LossFn = Callable[[Any, Any], Tensor]
 """Takes output and target; returns the loss of each example, or their mean."""

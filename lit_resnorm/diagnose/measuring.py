@@ -23,9 +23,9 @@ from lit_resnorm.measures.moments import (
     signal_and_noise,
 )
 from lit_resnorm.measures.moments.noise import in_float64
+from lit_resnorm.measures.passes.batches import target_of
 from lit_resnorm.measures.separation import separations
 from lit_resnorm.measures.sites import Site
-from lit_resnorm_callbacks.probe_batch import target_of
 
 Forward = Callable[[nn.Module, Any], Any]
 

@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
 from lit_resnorm.diagnose.configured import Descent, descent_of
 from lit_resnorm.diagnose.judged import Judged
@@ -22,7 +21,9 @@ from lit_resnorm.diagnose.rate_trials import Tried, curvature_and_rates
 from lit_resnorm.diagnose.result import Diagnosis, Finding, Status
 from lit_resnorm.measures.moments import pathology
 from lit_resnorm.measures.observe import num_rows, take_rows, untouched
-from lit_resnorm_callbacks.probe_batch import first_examples, network_output
+from lit_resnorm.measures.passes.batch_dim import ExamplesFirst
+from lit_resnorm.measures.passes.batches import mapped, network_output
+from lit_resnorm_callbacks.probe_batch import first_examples
 
 Forward = Callable[[nn.Module, Any], Any]
 _ORDER = {"pathology": 0, "warning": 1, "note": 2}
@@ -41,6 +42,7 @@ def diagnose(
     check_rate: bool = False,
     norm_mode: str = "frozen",
     forward: Forward = network_output,
+    batch_dim: int = 0,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Diagnosis:
@@ -70,6 +72,7 @@ def diagnose(
         norm_mode: What batch norm does: `frozen`, `eval` or `train`.
         forward: Runs the module on a batch; default: on a tuple's first element, or a
             dict by the names of its `forward`.
+        batch_dim: Dimension that counts examples in a batch, as in the probes.
         seed: Of the noise.
         progress: Told the stage, how much of it is done, and of how much.
 
@@ -82,7 +85,10 @@ def diagnose(
     """
     if num_examples < 1:
         raise ValueError(f"num_examples is {num_examples}; it must be at least 1")
-    batch = _probe_batch(module, dataloader, num_examples)
+    batch = _probe_batch(module, dataloader, num_examples, batch_dim)
+    if batch_dim:
+        forward = ExamplesFirst(forward, batch_dim)
+        forward.look(module, batch)
     descent, no_rate = descent_of(module, rate=rate, optimizer=optimizer)
     outputs = _outputs(module, take_rows(batch, slice(2)), forward, norm_mode)
     loss = loss_of(
@@ -171,7 +177,9 @@ def _judged(
     )
 
 
-def _probe_batch(module: nn.Module, data: Any, num_examples: int) -> Any:
+def _probe_batch(
+    module: nn.Module, data: Any, num_examples: int, batch_dim: int
+) -> Any:
     if isinstance(data, LightningDataModule):
         with untouched(module):
             data.prepare_data()
@@ -181,10 +189,10 @@ def _probe_batch(module: nn.Module, data: Any, num_examples: int) -> Any:
     else:
         loader = data
     with untouched(module), torch.no_grad():
-        batch = first_examples(loader, num_examples, "diagnose")
+        batch = first_examples(loader, num_examples, "diagnose", batch_dim)
     first = next(module.parameters(), None)
     device = torch.device("cpu") if first is None else first.device
-    return pytree.tree_map(
+    return mapped(
         lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf,
         take_rows(batch, slice(num_examples)),
     )

@@ -14,13 +14,15 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from lit_resnorm.measures.batch_norms import (
     BATCH_NORMS,
     NormCall,
     batch_statistics,
 )
+from lit_resnorm.measures.passes.batches import num_rows as num_rows
+from lit_resnorm.measures.passes.batches import occupied as occupied
+from lit_resnorm.measures.passes.batches import take_rows as take_rows
 from lit_resnorm.measures.preserved import module_state, random_state, uncompiled
 
 Reduce = Callable[[Tensor], Tensor]
@@ -47,50 +49,6 @@ def check_norm_mode(norm_mode: str) -> NormMode:
             return known
     choices = ", ".join(get_args(NormMode))
     raise ValueError(f"norm_mode is {norm_mode!r}; it must be one of {choices}")
-
-
-def num_rows(batch: Any) -> int:
-    """Return the number of examples in a batch: rows of its first tensor.
-
-    Raises:
-        ValueError: If the batch holds no tensor with a first dimension.
-    """
-    for leaf in pytree.tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return leaf.shape[0]
-    raise ValueError(
-        f"the batch, a {type(batch).__name__}, holds no tensor of examples"
-    )
-
-
-def take_rows(batch: Any, rows: slice | Tensor) -> Any:
-    """Return the batch with every tensor of full length cut to `rows`."""
-    num = num_rows(batch)
-
-    def cut(leaf: Any) -> Any:
-        full = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == num
-        return leaf[rows] if full else leaf
-
-    return pytree.tree_map(cut, batch)
-
-
-def occupied(batch: Any) -> tuple[Any, bool]:
-    """Return a batch that has a row, and whether that row is a dummy.
-
-    A rank that holds no example still runs every pass, so that it makes the same
-    collectives as the others. It runs them on one row of zeros whose values count for
-    nothing: pass the second value as `empty` to the runner of :func:`untouched`, and
-    leave the dummy row out of every sum.
-    """
-    if num_rows(batch):
-        return batch, False
-
-    def fill(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.ndim and not leaf.shape[0]:
-            return leaf.new_zeros((1, *leaf.shape[1:]))
-        return leaf
-
-    return pytree.tree_map(fill, batch), True
 
 
 @dataclass

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 
 from lit_resnorm.measures.fisher.dual import Products
 from lit_resnorm.measures.fisher.examples import Examples
@@ -29,11 +28,9 @@ from lit_resnorm.measures.observe import (
     Reduce,
     check_norm_mode,
     identity,
-    num_rows,
-    occupied,
-    take_rows,
     untouched,
 )
+from lit_resnorm.measures.passes.batches import mapped, num_rows, occupied, take_rows
 
 KEPT_GRAPHS = 2**30
 """Bytes up to which the graph of the whole batch is kept between products."""
@@ -135,9 +132,7 @@ def measurement(model: nn.Module, x: Any, settings: Settings) -> Iterator[Measur
     """
     norm_mode = check_norm_mode(settings.norm_mode)
     network = Network(model, settings.forward)
-    x = pytree.tree_map(
-        lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, x
-    )
+    x = mapped(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, x)
     # In mode train every rank holds the whole batch: there is nothing to sum.
     reduce = identity if norm_mode == "train" else settings.reduce
     shards = Shards.of(num_rows(x), reduce, network.device)

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lit_resnorm.measures.functional_calls import with_weights
-from lit_resnorm.measures.observe import take_rows
+from lit_resnorm.measures.passes.batches import mapped, take_rows
 
 Forward = Callable[[Any, Any], Tensor]
 """How the model is applied to a batch: `(model, x) -> output`."""
@@ -81,7 +80,7 @@ class Network:
             ValueError: If the output is not one floating-point tensor.
         """
         if self._stand_ins:
-            x = pytree.tree_map(_widen, x)
+            x = mapped(_widen, x)
         with with_weights(self.model, {**self._stand_ins, **(parameters or {})}):
             output = self._forward(self.model, x)
         if not isinstance(output, Tensor) or not output.is_floating_point():

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lit_resnorm.measures.passes.batches import leaves
 from lit_resnorm.measures.sites import Site
 from lit_resnorm.measures.walk import Walk
 
@@ -52,7 +53,7 @@ def follow(
         forward: One pass of the model on that batch, of a few examples.
         sites: The sites to measure.
     """
-    follower = _Follower(model, pytree.tree_leaves(batch), sites)
+    follower = _Follower(model, leaves(batch), sites)
     with follower:
         forward()
     return follower.flow()

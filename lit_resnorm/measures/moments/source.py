@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from lit_resnorm.measures.moments.flow import Flow
 from lit_resnorm.measures.moments.noise import example_noise, with_noise
 from lit_resnorm.measures.moments.recorder import Recorder
 from lit_resnorm.measures.moments.sums import ChannelSums
-from lit_resnorm.measures.observe import Reduce, num_rows, occupied, take_rows
+from lit_resnorm.measures.observe import Reduce
+from lit_resnorm.measures.passes.batches import (
+    leaves,
+    mapped,
+    num_rows,
+    occupied,
+    take_rows,
+)
 
 
 class NoiseSource:
@@ -53,7 +59,7 @@ class NoiseSource:
     def signal(self) -> tuple[Any, bool]:
         """Return all examples without noise, and whether they are a dummy."""
         x, empty = occupied(self._x)
-        return pytree.tree_map(self._converted, x), empty
+        return mapped(self._converted, x), empty
 
     def chunks(self, num_chunks: int) -> Iterator[tuple[Any, bool]]:
         """Yield chunks of examples with noise, and whether each is a dummy."""
@@ -77,7 +83,7 @@ class NoiseSource:
     def _input_scales(self, flow: Flow, reduce: Reduce) -> dict[int, Tensor]:
         x, empty = occupied(self._x)
         scales = {}
-        for index, leaf in enumerate(pytree.tree_leaves(x)):
+        for index, leaf in enumerate(leaves(x)):
             if index in flow.inputs and leaf.is_floating_point():
                 sums = ChannelSums()
                 sums.add(leaf, _channel_dim(leaf), empty=empty)
@@ -85,15 +91,16 @@ class NoiseSource:
         return scales
 
     def _noisy(self, chunk: Any) -> Any:
-        leaves, structure = pytree.tree_flatten(chunk)
-        for index, leaf in enumerate(leaves):
-            value = self._converted(leaf)
-            if index in self._scales:
-                key = f"input {index}"
-                scale = self._scales[index]
-                value = self._enter(key, value, leaf, scale, _channel_dim(leaf))
-            leaves[index] = value
-        return pytree.tree_unflatten(leaves, structure)
+        places = count()
+
+        def noisy(leaf: Any) -> Any:
+            index, value = next(places), self._converted(leaf)
+            if index not in self._scales:
+                return value
+            scale = self._scales[index]
+            return self._enter(f"input {index}", value, leaf, scale, _channel_dim(leaf))
+
+        return mapped(noisy, chunk)
 
     def _enter(
         self, key: str, x: Tensor, keys: Tensor, scale: Tensor, channel_dim: int

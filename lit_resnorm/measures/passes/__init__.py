@@ -1,0 +1,1 @@
+"""Passes of a network over a batch: what every measure stands on."""
