@@ -6,7 +6,7 @@ from pathlib import Path
 import wandb
 from wandb.proto import wandb_internal_pb2 as pb
 
-from lit_resnorm.offline_wandb import _frames
+from lit_resnorm.runs.wandb_offline import _frames
 
 
 def records(file):

@@ -15,9 +15,9 @@ from lightning.pytorch import Callback, LightningModule
 from offline import complete
 
 from lit_resnorm.cli import main
-from lit_resnorm.cli_checks import check_callback_names
-from lit_resnorm.offline_wandb import read_offline_wandb
-from lit_resnorm.run_files import read_run
+from lit_resnorm.cli.checks import check_callback_names
+from lit_resnorm.runs.files import read_run
+from lit_resnorm.runs.wandb_offline import read_offline_wandb
 
 ROOT = Path(__file__).resolve().parents[1]
 NET = ["--model", "LitResNetBN", "--model.depth", "2", "--model.width", "8"]

@@ -16,7 +16,7 @@ from lit_resnorm.cli import main
 from lit_resnorm.compare import comparison_document, read_runs
 from lit_resnorm.compare.online import recorded_online
 from lit_resnorm.compare.workspace import make_report, make_workspace, specification
-from lit_resnorm.offline_wandb import _nested, read_offline_wandb
+from lit_resnorm.runs.wandb_offline import _nested, read_offline_wandb
 
 ROOT = Path(__file__).resolve().parents[1]
 FIT = [

@@ -25,8 +25,8 @@ from lit_resnorm.data import (
 from lit_resnorm.data.examples import ShiftAndFlip
 from lit_resnorm.data.gaussian import powerlaw_factor
 from lit_resnorm.data.images import pca_whitening
+from lit_resnorm.data.sampling import BatchKey, stream
 from lit_resnorm.data.torchvision_images import CIFAR10_NAMES, CIFAR100_NAMES
-from lit_resnorm.sampling import BatchKey, stream
 
 ROOT = os.environ.get("LIT_RESNORM_DATA")
 

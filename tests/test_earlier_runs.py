@@ -2,7 +2,9 @@
 
 `data/earlier_run` is a run of two epochs with four probes that the version before
 the modules were moved wrote, without its figures and W&B files;
-`earlier_run_unbroken.jsonl` is the history of the same run over three epochs.
+`earlier_run_unbroken.jsonl` is the history of the same run over three epochs. Where
+something that configs name moves, its former path belongs into
+`lit_resnorm.runs.files.FORMER_PATHS`.
 """
 
 import json
@@ -13,9 +15,9 @@ import pytest
 import torch
 
 from lit_resnorm.cli import main
-from lit_resnorm.json_lines import read_rows
 from lit_resnorm.modules import LitResNetBN
-from lit_resnorm.run_files import read_run
+from lit_resnorm.runs.files import read_run
+from lit_resnorm.runs.json_lines import read_rows
 
 DATA = Path(__file__).with_name("data")
 EARLIER = DATA / "earlier_run"

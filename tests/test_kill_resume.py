@@ -12,9 +12,9 @@ import torch
 import yaml
 from lightning.pytorch import Callback
 
-from lit_resnorm.json_lines import read_rows
-from lit_resnorm.offline_wandb import read_offline_wandb
-from lit_resnorm.run_files import TABLES, read_run
+from lit_resnorm.runs.files import TABLES, read_run
+from lit_resnorm.runs.json_lines import read_rows
+from lit_resnorm.runs.wandb_offline import read_offline_wandb
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = Path(__file__).parent

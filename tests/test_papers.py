@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from lit_resnorm.cli import main
-from lit_resnorm.cli_errors import UsageError
+from lit_resnorm.cli.reproduce import reproduce, reproduce_item
+from lit_resnorm.errors import UsageError
 from lit_resnorm.papers.catalogue import all_items
 from lit_resnorm.papers.item import (
     Item,
@@ -22,7 +23,6 @@ from lit_resnorm.papers.item import (
     ordered,
 )
 from lit_resnorm.papers.pages import page, write_pages
-from lit_resnorm.papers.reproduce import reproduce, reproduce_item
 from lit_resnorm.papers.results import Results, canonical, results_key
 from lit_resnorm.papers.running import Interrupted, executor
 

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 from judging import judged
 
-from lit_resnorm.cli_errors import UsageError
+from lit_resnorm.errors import UsageError
 from lit_resnorm.modules import LitBNFeedForward, LitBNResNet
 from lit_resnorm.papers.data import check_data
 from lit_resnorm.papers.labatie2019 import fig3, fig4, fig5

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lit_resnorm.cli import main
-from lit_resnorm.offline_wandb import read_offline_wandb
+from lit_resnorm.runs.wandb_offline import read_offline_wandb
 
 pytestmark = pytest.mark.slow
 ITEM = "furusho_sep.angles"

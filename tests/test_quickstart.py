@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_resnorm.offline_wandb import read_offline_wandb
-from lit_resnorm.run_files import read_run
+from lit_resnorm.runs.files import read_run
+from lit_resnorm.runs.wandb_offline import read_offline_wandb
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, "train.py", "fit", "--config", "configs/quickstart.yaml"]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lit_resnorm.data import Digits
-from lit_resnorm.sampling import StepSeed
+from lit_resnorm.data.sampling import StepSeed
 
 NUM_TRAIN, BATCH_SIZE, EPOCHS = 100, 16, 3
 # Six full batches; the last one has four examples.

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 
-from lit_resnorm.run_files import logged_config, read_run, summarise
 from lit_resnorm.runs import RunHistory
+from lit_resnorm.runs.files import logged_config, read_run, summarise
 
 QUIET = {
     "accelerator": "cpu",

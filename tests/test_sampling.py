@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lit_resnorm.data import Digits, Gaussian
 from lit_resnorm.data.loaders import ResumableLoader
-from lit_resnorm.sampling import (
+from lit_resnorm.data.sampling import (
     EpochSampler,
     EvalBatchSampler,
     SkipBatchSampler,

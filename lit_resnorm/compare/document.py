@@ -24,7 +24,7 @@ from lit_resnorm.compare.grouping import (
 )
 from lit_resnorm.compare.recorded import Recorded, Series
 from lit_resnorm.compare.thinning import even_places, kept_places
-from lit_resnorm.json_lines import plain
+from lit_resnorm.runs.json_lines import plain
 
 _STEPS = 24
 """Steps by depth that the document keeps of a run and quantity."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_resnorm.compare.config import flat_config
 from lit_resnorm.compare.recorded import Recorded, recorded_of_rows
-from lit_resnorm.json_lines import flat_values
+from lit_resnorm.runs.json_lines import flat_values
 
 ADDRESS = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 """`entity/project` or `entity/project/run`."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_resnorm.run_files import SITE
+from lit_resnorm.runs.files import SITE
 
 Kind = Literal["directory", "offline", "online", "csv"]
 

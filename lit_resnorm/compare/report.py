@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from lit_resnorm.run_files import HISTORY
-from lit_resnorm.runs import RunHistory
+from lit_resnorm.runs.files import HISTORY
+from lit_resnorm.runs.history import RunHistory
 
 REPORT = "report.html"
 

@@ -10,8 +10,8 @@ from lit_resnorm.compare.config import flat_config
 from lit_resnorm.compare.csv_logs import METRICS, read_csv_rows, read_hparams
 from lit_resnorm.compare.online import ADDRESS, read_online
 from lit_resnorm.compare.recorded import Kind, Recorded, recorded_of_rows
-from lit_resnorm.offline_wandb import find_offline_runs, read_offline_run
-from lit_resnorm.run_files import CONFIG, HISTORY, SUMMARY, RunRows, read_run_rows
+from lit_resnorm.runs.files import CONFIG, HISTORY, SUMMARY, RunRows, read_run_rows
+from lit_resnorm.runs.wandb_offline import find_offline_runs, read_offline_run
 
 Skipped = dict[str, str]
 """`name` and `reason` of what could not be read."""

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_resnorm.cli_errors import UsageError
 from lit_resnorm.compare.telling import DEFAULT_BY
+from lit_resnorm.errors import UsageError
 
 _STEP = "trainer/global_step"
 _NAME = "lit_resnorm"

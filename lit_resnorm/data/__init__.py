@@ -4,6 +4,7 @@ from lit_resnorm.data.datamodule import DataModule
 from lit_resnorm.data.gaussian import Gaussian
 from lit_resnorm.data.imagenet import ImageNet
 from lit_resnorm.data.images import Digits
+from lit_resnorm.data.sampling import StepSeed
 from lit_resnorm.data.torchvision_images import CIFAR10, CIFAR100, MNIST, FashionMNIST
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "FashionMNIST",
     "Gaussian",
     "ImageNet",
+    "StepSeed",
 ]

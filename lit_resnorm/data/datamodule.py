@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from lit_resnorm.data.loaders import BatchDataset, Loader, ResumableLoader
-from lit_resnorm.sampling import EpochSampler, EvalBatchSampler, SkipBatchSampler
+from lit_resnorm.data.sampling import EpochSampler, EvalBatchSampler, SkipBatchSampler
 
 
 def check_at_least(least: int, **options: int | None) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_resnorm.sampling import BatchKey, stream
+from lit_resnorm.data.sampling import BatchKey, stream
 
 
 class Examples:

@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_resnorm.data.datamodule import DataModule, check_at_least
 from lit_resnorm.data.examples import Examples
 from lit_resnorm.data.labelled import check_label_noise, flipped_labels
-from lit_resnorm.sampling import stream
+from lit_resnorm.data.sampling import stream
 
 GaussianKind = Literal["gauss", "gauss_mean", "powerlaw"]
 

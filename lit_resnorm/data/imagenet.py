@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 
 from lit_resnorm.data.datamodule import check_at_least
 from lit_resnorm.data.labelled import LabelledData
+from lit_resnorm.data.sampling import BatchKey, stream
 from lit_resnorm.data.torchvision_images import data_root
-from lit_resnorm.sampling import BatchKey, stream
 
 
 class ImageFiles:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_resnorm.data.examples import Examples, ShiftAndFlip
 from lit_resnorm.data.labelled import LabelledData
-from lit_resnorm.sampling import stream
+from lit_resnorm.data.sampling import stream
 
 
 def channel_statistics(x_NCHW: Tensor) -> tuple[Tensor, Tensor]:

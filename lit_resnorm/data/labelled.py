@@ -4,8 +4,8 @@ Splits are made with `seed`: a random order of the examples of the chosen classe
 the validation set first, then the training set (a plain random subset, not a stratified
 one). So the validation set is the same for each `num_train`, and a smaller training set
 is part of a larger one. The test set is the data set's own and doesn't depend on
-`seed`. Orders and augmentation follow `lit_resnorm.sampling`: a resumed run sees what
-the unbroken one would have seen.
+`seed`. Orders and augmentation follow `lit_resnorm.data.sampling`: a resumed run sees
+what the unbroken one would have seen.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_resnorm.data.datamodule import DataModule, check_at_least
-from lit_resnorm.sampling import stream
+from lit_resnorm.data.sampling import stream
 
 
 def class_numbers(

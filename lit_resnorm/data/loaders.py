@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_resnorm.sampling import BatchKey, SkipBatchSampler
+from lit_resnorm.data.sampling import BatchKey, SkipBatchSampler
 
 
 class BatchDataset(Protocol):

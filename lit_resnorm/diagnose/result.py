@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal
 
-from lit_resnorm.json_lines import plain
+from lit_resnorm.runs.json_lines import plain
 
 Severity = Literal["pathology", "warning", "note"]
 """A pathology makes a network ill; a warning and a note are said."""

@@ -11,9 +11,9 @@ from functools import partial
 from torch import Tensor, nn
 
 from lit_resnorm.nets.blocks import Block, share
-from lit_resnorm.nets.ends import checked_kernel, make_head, make_stem
 from lit_resnorm.nets.initialization import Draws, correlate_in_depth
 from lit_resnorm.nets.layers import Layer, Style, branch_pattern, choose, positive
+from lit_resnorm.nets.stem_and_head import checked_kernel, make_head, make_stem
 
 __all__ = ["Net", "Tap", "stacked_net"]
 

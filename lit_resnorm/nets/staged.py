@@ -7,11 +7,11 @@ from itertools import accumulate
 from torch import nn
 
 from lit_resnorm.nets.blocks import Block, share
-from lit_resnorm.nets.ends import checked_kernel, make_head, make_stem
 from lit_resnorm.nets.initialization import Draws
 from lit_resnorm.nets.layers import Layer, Style, choose, positive
 from lit_resnorm.nets.shortcut import Shortcut
 from lit_resnorm.nets.stacked import Net
+from lit_resnorm.nets.stem_and_head import checked_kernel, make_head, make_stem
 
 __all__ = ["staged_net"]
 

@@ -7,7 +7,6 @@ from functools import partial
 from torch import nn
 
 from lit_resnorm.nets.blocks import Block
-from lit_resnorm.nets.ends import checked_kernel, make_head
 from lit_resnorm.nets.initialization import Draws
 from lit_resnorm.nets.layers import (
     Layer,
@@ -19,6 +18,7 @@ from lit_resnorm.nets.layers import (
 )
 from lit_resnorm.nets.shortcut import Shortcut
 from lit_resnorm.nets.stacked import Net
+from lit_resnorm.nets.stem_and_head import checked_kernel, make_head
 
 __all__ = ["tiny_net"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import lit_resnorm.data as data_modules
-from lit_resnorm.cli_errors import UsageError
+from lit_resnorm.errors import UsageError
 
 __all__ = ["check_data"]
 

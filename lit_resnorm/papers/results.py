@@ -19,8 +19,8 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lit_resnorm.json_lines import plain, replace_file
 from lit_resnorm.papers.item import Cell, Check, Item, Row, Settings
+from lit_resnorm.runs.json_lines import plain, replace_file
 
 __all__ = ["Results", "canonical", "results_key"]
 
@@ -49,8 +49,9 @@ def _sources(item: Item) -> str:
     digest = hashlib.sha256(metadata.version("lit-resnorm").encode())
     for name in ("lit_resnorm", "lit_resnorm_callbacks"):
         digest.update(_package_digest(name))
-    for path in sorted(_paper_files(item.run.__module__)):
-        digest.update(path.read_bytes())
+    contents = [path.read_bytes() for path in _paper_files(item.run.__module__)]
+    for content in sorted(contents):
+        digest.update(content)
     return digest.hexdigest()
 
 
@@ -74,12 +75,13 @@ def _package_digest(name: str) -> bytes:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"no package {name}")
     root = Path(spec.origin).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    contents = []
+    for path in root.rglob("*.py"):
         place = path.relative_to(root)
-        if place.parts[0] != "papers" and not place.name.startswith("cli"):
-            digest.update(str(place).encode() + path.read_bytes())
-    return digest.digest()
+        if place.parts[0] not in ("papers", "cli"):
+            contents.append(hashlib.sha256(path.read_bytes()).digest())
+    # in an order that names of files don't change
+    return b"".join(sorted(contents))
 
 
 class Results:

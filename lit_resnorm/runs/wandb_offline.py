@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_resnorm.json_lines import flat_values, plain
-from lit_resnorm.run_files import RESUMED, Run, RunRows
+from lit_resnorm.runs.files import RESUMED, Run, RunRows
+from lit_resnorm.runs.json_lines import flat_values, plain
 
 _STEP = "trainer/global_step"
 _ENDINGS = ("status", "seconds")

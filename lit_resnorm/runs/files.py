@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lit_resnorm.json_lines import NOT_FINITE, plain, read_rows
+from lit_resnorm.runs.json_lines import NOT_FINITE, plain, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +34,11 @@ RUN_DIR = "LIT_RESNORM_RUN_DIR"
 """Tells the processes that Lightning starts for DDP which directory rank 0 made."""
 SITE = re.compile(r"(?P<quantity>.+?)/(?P<site>\d{3,}\..+)")
 """A key `<probe>/<quantity>/<site>`."""
+FORMER_PATHS = {
+    "lit_resnorm.sampling.StepSeed": "lit_resnorm.data.StepSeed",
+    "lit_resnorm.wandb_history.WandbHistory": "lit_resnorm.runs.WandbHistory",
+}
+"""What configs of earlier versions name, and where it is now."""
 RESUMED = "resumed_from_step"
 """Key of a W&B config: the step of the checkpoint with which a process began."""
 
@@ -130,7 +135,16 @@ def read_config(path: Path) -> dict[str, Any]:
     config = yaml.load(path.read_text(encoding="utf-8"), loader)
     if not isinstance(config, dict):
         raise ValueError("no mapping")
-    return config
+    return with_present_paths(config)
+
+
+def with_present_paths(config: Any) -> Any:
+    """Return what a config holds, with classes named as they are in this version."""
+    if isinstance(config, dict):
+        return {key: with_present_paths(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [with_present_paths(value) for value in config]
+    return FORMER_PATHS.get(config, config) if isinstance(config, str) else config
 
 
 def logged_config(config: Mapping[str, Any]) -> dict[str, Any]:

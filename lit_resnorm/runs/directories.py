@@ -5,14 +5,18 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from lit_resnorm.run_files import CHECKPOINTS
+from lit_resnorm.runs.files import CHECKPOINTS
 
+VARIANT = "variant"
+"""Key of a checkpoint: the class whose weights it holds."""
 _NAME = re.compile(r"[^\W_][\w .+=@-]{0,99}")
 
 
@@ -150,3 +154,36 @@ def load_checkpoint(path: Path, *, weights_only: bool = True) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"--ckpt_path {path}: it holds no state_dict")
     return checkpoint
+
+
+def check_checkpoint(
+    path: Path, module: nn.Module, *, weights_only: bool = True
+) -> None:
+    """Raise ValueError unless a checkpoint is whole and fits the module."""
+    if path.is_dir():
+        return  # a sharded one, which its strategy checks
+    checkpoint = load_checkpoint(path, weights_only=weights_only)
+    own = type(module).__name__
+    saved = checkpoint.get(VARIANT, own)
+    reason = _difference(checkpoint["state_dict"], module.state_dict())
+    if saved != own or reason:
+        what = f"it is of {saved}, the model is {own}"
+        if saved == own:
+            what = f"it is of another {own} than the model"
+        raise ValueError(
+            f"--ckpt_path {path}: {what}" + (f" ({reason})" if reason else "")
+        )
+
+
+def _difference(
+    saved: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
+) -> str:
+    for key in [*saved, *own]:
+        if key not in own:
+            return f"the model has no {key}"
+        if key not in saved:
+            return f"the checkpoint has no {key}"
+        shapes = tuple(saved[key].shape), tuple(own[key].shape)
+        if shapes[0] != shapes[1]:
+            return f"{key} is {shapes[0]} there and {shapes[1]} here"
+    return ""

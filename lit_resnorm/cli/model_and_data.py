@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from lit_resnorm.cli_checks import check_outputs
-from lit_resnorm.cli_errors import UsageError, one_line
-from lit_resnorm.cli_fit import ResNormCLI
+from lit_resnorm.cli.checks import check_outputs
+from lit_resnorm.cli.fit import ResNormCLI
+from lit_resnorm.errors import UsageError, one_line
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lit_resnorm.data import DataModule
-from lit_resnorm.run_files import CHECKPOINTS, logged_config
-from lit_resnorm.runs import RunHistory
-from lit_resnorm.sampling import StepSeed
-from lit_resnorm.wandb_history import WandbHistory
+from lit_resnorm.data.sampling import StepSeed
+from lit_resnorm.runs.files import CHECKPOINTS, logged_config
+from lit_resnorm.runs.history import RunHistory
+from lit_resnorm.runs.wandb import WandbHistory
 
 _WANDB = {
     # rows that wandb holds back longer are lost when the process is killed

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lit_resnorm.errors import UsageError
 from lit_resnorm.modules.classifier import LitClassifier
-from lit_resnorm.run_places import load_checkpoint
-
-VARIANT = "variant"
 
 
 def check_devices(accelerator: str, devices: Any) -> None:
@@ -93,34 +92,18 @@ def check_optimizer(module: LightningModule) -> None:
         raise ValueError(f"--model.optimizer, --model.lr_scheduler: {error}") from error
 
 
-def check_checkpoint(
-    path: Path, module: LightningModule, *, weights_only: bool = True
-) -> None:
-    """Raise ValueError unless a checkpoint is whole and fits the module."""
-    if path.is_dir():
-        return  # a sharded one, which its strategy checks
-    checkpoint = load_checkpoint(path, weights_only=weights_only)
-    own = type(module).__name__
-    saved = checkpoint.get(VARIANT, own)
-    reason = _difference(checkpoint["state_dict"], module.state_dict())
-    if saved != own or reason:
-        what = f"it is of {saved}, the model is {own}"
-        if saved == own:
-            what = f"it is of another {own} than the model"
-        raise ValueError(
-            f"--ckpt_path {path}: {what}" + (f" ({reason})" if reason else "")
-        )
-
-
-def _difference(
-    saved: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
-) -> str:
-    for key in [*saved, *own]:
-        if key not in own:
-            return f"the model has no {key}"
-        if key not in saved:
-            return f"the checkpoint has no {key}"
-        shapes = tuple(saved[key].shape), tuple(own[key].shape)
-        if shapes[0] != shapes[1]:
-            return f"{key} is {shapes[0]} there and {shapes[1]} here"
-    return ""
+def check_config_files(args: Sequence[str]) -> None:
+    """Raise UsageError for a config file that isn't there or is no mapping in YAML."""
+    words = iter(args)
+    for word in words:
+        option, _, path = word.partition("=")
+        if option not in ("--config", "-c"):
+            continue
+        path = path or next(words, "")
+        try:
+            config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UsageError(f"--config {path}: {reason}") from error
+        if not isinstance(config, dict):
+            raise UsageError(f"--config {path}: it holds no options")

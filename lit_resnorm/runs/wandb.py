@@ -11,9 +11,9 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 
-from lit_resnorm.run_files import RESUMED, SITE
-from lit_resnorm.run_steps import StepCount, checkpoint_steps, run_status
-from lit_resnorm.runs import RunHistory
+from lit_resnorm.runs.files import RESUMED, SITE
+from lit_resnorm.runs.history import RunHistory
+from lit_resnorm.runs.steps import StepCount, checkpoint_steps, run_status
 
 _STEP = "trainer/global_step"
 
@@ -21,7 +21,7 @@ _STEP = "trainer/global_step"
 class WandbHistory(WandbLogger):
     """Lightning's `WandbLogger`, with what is needed to compare runs in W&B.
 
-    - The step of every value is the one in `history.jsonl` (`lit_resnorm.run_steps`),
+    - The step of every value is the one in `history.jsonl` (`lit_resnorm.runs.steps`),
       so that validation and probes share their axis.
     - The summary holds `min`, `max` and `last` of every value that isn't a single
       site's, for parallel coordinates, filters and sorting.

@@ -1,4 +1,4 @@
-"""Writes the growing files of a run directory (see `lit_resnorm.run_files`)."""
+"""Writes the growing files of a run directory (see `lit_resnorm.runs.files`)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from lit_resnorm.json_lines import flat_values, plain, read_rows, replace_rows, row_line
-from lit_resnorm.run_files import FIGURES, HISTORY, TABLES
+from lit_resnorm.runs.files import FIGURES, HISTORY, TABLES
+from lit_resnorm.runs.json_lines import (
+    flat_values,
+    plain,
+    read_rows,
+    replace_rows,
+    row_line,
+)
 
 
 class RunWriter:

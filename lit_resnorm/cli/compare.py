@@ -12,12 +12,12 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from lit_resnorm.cli_errors import UsageError
 from lit_resnorm.compare.config import known_key
 from lit_resnorm.compare.document import comparison_document
 from lit_resnorm.compare.recorded import Recorded
 from lit_resnorm.compare.sources import Skipped, read_runs
 from lit_resnorm.compare.table import print_comparison
+from lit_resnorm.errors import UsageError
 
 PAGE = "compare.html"
 _PROJECT = re.compile(r"[\w.-]+/[\w.-]+")

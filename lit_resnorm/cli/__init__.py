@@ -9,11 +9,18 @@ import traceback
 from collections.abc import Sequence
 from importlib import metadata
 
-from lit_resnorm.cli_errors import UsageError, one_line
-from lit_resnorm.run_files import RUN_DIR
+from lit_resnorm.errors import (
+    FAILURE,
+    INTERRUPTED,
+    PATHOLOGICAL,
+    SUCCESS,
+    WRONG_USE,
+    UsageError,
+    one_line,
+)
+from lit_resnorm.runs.files import RUN_DIR
 
 PROGRAM = "lit-resnorm"
-SUCCESS, FAILURE, WRONG_USE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
 _COMMANDS = ("fit", "validate", "test", "predict", "compare", "diagnose", "reproduce")
 _OTHER_COMMANDS = """\
@@ -64,25 +71,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: list[str]) -> int:
     # Lightning and torch take seconds to import; compare needs neither
     if args[:1] == ["compare"]:
-        from lit_resnorm.compare.command import compare
+        from lit_resnorm.cli.compare import compare
 
         return compare(args[1:])
     _check_command(args)
     if args[:1] == ["reproduce"]:
-        from lit_resnorm.papers.reproduce import reproduce
+        from lit_resnorm.cli.reproduce import reproduce
 
         return reproduce(args[1:])
     if args[:1] in (["-h"], ["--help"]):
         sys.stdout.write(_OTHER_COMMANDS)
-    from lit_resnorm.cli_fit import ResNormCLI
+    from lit_resnorm.cli.fit import ResNormCLI
 
     if args[:1] == ["diagnose"]:
-        from lit_resnorm.cli_unstarted import configured
-        from lit_resnorm.diagnose.command import diagnose_command
+        from lit_resnorm.cli.diagnose import diagnose_command
+        from lit_resnorm.cli.model_and_data import configured
 
         return diagnose_command(args[1:], configured)
     cli = ResNormCLI(args)
-    return DIVERGED if cli.subcommand == "fit" and cli.diverged else SUCCESS
+    return PATHOLOGICAL if cli.subcommand == "fit" and cli.diverged else SUCCESS
 
 
 def _check_command(args: list[str]) -> None:
@@ -108,6 +115,6 @@ def _status_of_exit(error: SystemExit) -> int:
 def _place() -> str:
     if "lightning" not in sys.modules:
         return ""
-    from lit_resnorm.cli_run import rank
+    from lit_resnorm.cli.run import rank
 
     return f" [rank {rank()}]" if rank() else ""

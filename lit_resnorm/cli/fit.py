@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -22,20 +23,29 @@ import lit_resnorm.compare.report
 import lit_resnorm.data
 import lit_resnorm.modules  # noqa: F401
 import lit_resnorm_callbacks  # noqa: F401
-from lit_resnorm.cli_checks import (
+from lit_resnorm.cli.checks import (
     check_callback_names,
-    check_checkpoint,
+    check_config_files,
     check_devices,
     check_optimizer,
     check_outputs,
 )
-from lit_resnorm.cli_defaults import filled_in, with_defaults, without_traces
-from lit_resnorm.cli_errors import UsageError, check_config_files, one_line
-from lit_resnorm.cli_run import RunConfig, choose_run, forget_run, rank
+from lit_resnorm.cli.defaults import filled_in, with_defaults, without_traces
+from lit_resnorm.cli.run import RunConfig, choose_run, forget_run, rank
 from lit_resnorm.data import DataModule
-from lit_resnorm.run_files import SUMMARY
-from lit_resnorm.run_places import load_checkpoint
-from lit_resnorm.run_steps import has_diverged
+from lit_resnorm.errors import UsageError, one_line
+from lit_resnorm.runs.directories import check_checkpoint, load_checkpoint
+from lit_resnorm.runs.files import SUMMARY, with_present_paths
+from lit_resnorm.runs.steps import has_diverged
+
+_YAML = "yaml with the classes of earlier versions"
+
+
+def _load(text: str) -> Any:
+    return with_present_paths(get_loader("yaml")(text))
+
+
+set_loader(_YAML, _load, (yaml.YAMLError,))
 
 
 class ResNormCLI(LightningCLI):
@@ -94,7 +104,8 @@ class ResNormCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Return a parser that raises instead of leaving the process."""
-        return super().init_parser(**{"exit_on_error": False, **kwargs})
+        own = {"exit_on_error": False, "parser_mode": _YAML}
+        return super().init_parser(**{**own, **kwargs})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of run directories."""

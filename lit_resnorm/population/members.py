@@ -1,12 +1,19 @@
-"""The weights of several nets of one shape, as stacks that one optimizer trains."""
+"""The members of a population: their weights, their labels and what is logged of them.
+
+Dimensions: M members, N examples of the training set, B examples of a batch, C outputs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
+
+from lit_resnorm.data.labelled import check_label_noise, flipped_labels
+from lit_resnorm.modules.losses import SUM_DTYPE, sum_over_ranks
 
 
 class Members(nn.Module):
@@ -107,3 +114,101 @@ class Members(nn.Module):
             }
             for block in self.blocks
         ]
+
+
+def noisy_labels(data: Any, members: Sequence[Mapping[str, Any]]) -> Tensor | None:
+    """Return each member's labels of the training set, shape `(M, N)`.
+
+    Args:
+        data: The data module.
+        members: Settings of each, of which `label_noise` and `seed` count.
+
+    Returns:
+        The labels; None where no member has label noise.
+
+    Raises:
+        ValueError: If one has, and the training set has no labels.
+    """
+    shares = [member.get("label_noise", 0.0) for member in members]
+    if not any(shares):
+        return None
+    classes = getattr(data, "num_classes", None)
+    labels = getattr(getattr(data, "train_set", None), "y", None)
+    if classes is None or labels is None or labels.is_floating_point():
+        raise ValueError("label_noise of members needs a data module with classes")
+    for share in shares:
+        check_label_noise(share, classes)
+    return torch.stack(
+        [
+            flipped_labels(labels, share, classes, member.get("seed", 0))
+            for share, member in zip(shares, members, strict=True)
+        ]
+    )
+
+
+def member_targets(
+    batch: Sequence[Tensor], num: int, labels_MN: Tensor | None
+) -> Tensor:
+    """Return each member's targets of a batch, shape `(M, B)` or `(M, B, C)`.
+
+    Args:
+        batch: Inputs, targets and, for label noise, indices of the examples.
+        num: Number of members M.
+        labels_MN: As `noisy_labels` gives them.
+
+    Raises:
+        ValueError: If indices are needed and the batch has none.
+    """
+    if labels_MN is None:
+        return batch[1].expand(num, *batch[1].shape)
+    if len(batch) < 3:
+        raise ValueError(
+            "label_noise of members needs batches (x, y, index): give the data"
+            " module with_index=True"
+        )
+    return labels_MN.to(batch[2].device)[:, batch[2]]
+
+
+class MemberMeans:
+    """Mean loss and accuracy of each member: sums and counts, over batches."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+
+    def add(self, losses_MB: Tensor, outputs_MBC: Tensor, target: Tensor) -> None:
+        """Add a batch, with the target that its members share."""
+        label = target.argmax(1) if target.is_floating_point() else target
+        sums = [
+            losses_MB.sum(1, dtype=SUM_DTYPE),
+            (outputs_MBC.argmax(2) == label).sum(1, dtype=SUM_DTYPE),
+            torch.full_like(losses_MB[:, 0], len(label), dtype=SUM_DTYPE),
+        ]
+        added = torch.stack(sums)
+        self._sums = added if self._sums is None else self._sums + added
+
+    def over_ranks(self, trainer: Trainer) -> dict[str, Tensor]:
+        """Return `loss` and `accuracy`, each `(M,)`; nothing where no batch came."""
+        if self._sums is None:
+            return {}
+        loss, correct, count = sum_over_ranks(trainer, self._sums)
+        return {"loss": loss / count, "accuracy": correct / count}
+
+
+def logged_values(
+    stage: str, values: Mapping[str, Tensor], diverged_M: Tensor
+) -> dict[str, float]:
+    """Return the members' values by name, and their means over those that are healthy.
+
+    Args:
+        stage: First part of the names.
+        values: Each of shape `(M,)`, by name.
+        diverged_M: Which members diverged.
+    """
+    width = max(2, len(str(len(diverged_M) - 1)))
+    logged: dict[str, float] = {"population/diverged": float(diverged_M.sum())}
+    for name, value_M in values.items():
+        host = value_M.double().cpu()
+        logged[f"{stage}/{name}"] = host[~diverged_M.cpu()].mean().item()
+        for i, value in enumerate(host.tolist()):
+            logged[f"{stage}/{name}/{i:0{width}d}"] = value
+    return logged

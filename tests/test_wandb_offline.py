@@ -6,7 +6,7 @@ import wandb
 from offline import complete
 
 from lit_resnorm.compare import read_runs
-from lit_resnorm.offline_wandb import read_offline_wandb
+from lit_resnorm.runs.wandb_offline import read_offline_wandb
 
 
 @pytest.fixture(scope="module")

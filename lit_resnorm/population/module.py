@@ -18,12 +18,16 @@ from torch.optim import Optimizer
 from lit_resnorm.measures.clipping import clip_by_norm, clip_by_value
 from lit_resnorm.measures.copies import Bound, eager
 from lit_resnorm.measures.stacked_optimizer import check_elementwise
-from lit_resnorm.member_labels import noisy_labels, targets_of
-from lit_resnorm.member_means import MemberMeans, logged_values
-from lit_resnorm.members import Members
 from lit_resnorm.modules.classifier import LitClassifier
 from lit_resnorm.modules.losses import sum_over_ranks
 from lit_resnorm.modules.optimizers import scheduled
+from lit_resnorm.population.members import (
+    MemberMeans,
+    Members,
+    logged_values,
+    member_targets,
+    noisy_labels,
+)
 
 __all__ = ["Population"]
 
@@ -151,7 +155,7 @@ class Population(L.LightningModule):
         weights = self.stacks.stacked()
         updated = {n: b.clone() for n, b in self.stacks.buffers_of_nets().items()}
         outputs_MBC = self._run(batch[0], weights | updated)
-        targets = targets_of(batch, len(self.members), self._labels_MN)
+        targets = member_targets(batch, len(self.members), self._labels_MN)
         losses_MB = self._losses(outputs_MBC, targets)
         mean_M = losses_MB.mean(1)
         finite_M = sum_over_ranks(self.trainer, (~mean_M.isfinite()).float()) == 0

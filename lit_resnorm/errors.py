@@ -1,4 +1,4 @@
-"""Errors as one line that names the option or file at fault."""
+"""Errors as one line that names the option or file at fault; exit statuses."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-import yaml
+SUCCESS, FAILURE, WRONG_USE, PATHOLOGICAL, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit statuses of the command line; a diverged run is pathological."""
 
 _KEY = re.compile(r'Parser key "([^"]+)":')
 # Messages of jsonargparse around the reason, which is their cause.
@@ -75,20 +74,3 @@ def _suggestion(line: str) -> str:
         kinds.extend(kind.__subclasses__())
     close = difflib.get_close_matches(unknown[1], {kind.__name__ for kind in kinds})
     return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
-def check_config_files(args: Sequence[str]) -> None:
-    """Raise UsageError for a config file that isn't there or is no mapping in YAML."""
-    words = iter(args)
-    for word in words:
-        option, _, path = word.partition("=")
-        if option not in ("--config", "-c"):
-            continue
-        path = path or next(words, "")
-        try:
-            config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise UsageError(f"--config {path}: {reason}") from error
-        if not isinstance(config, dict):
-            raise UsageError(f"--config {path}: it holds no options")

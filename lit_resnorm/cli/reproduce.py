@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from lit_resnorm.cli_errors import UsageError
+from lit_resnorm.errors import UsageError
 from lit_resnorm.papers.catalogue import all_items
 from lit_resnorm.papers.data import check_data
 from lit_resnorm.papers.item import MARKS, Item

@@ -14,16 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from lit_resnorm.cli_checks import check_checkpoint
-from lit_resnorm.cli_errors import UsageError
 from lit_resnorm.diagnose.network import diagnose
 from lit_resnorm.diagnose.printing import show
 from lit_resnorm.diagnose.progress import Progress
 from lit_resnorm.diagnose.result import Diagnosis
-from lit_resnorm.run_files import CHECKPOINTS, CONFIG
-from lit_resnorm.run_places import load_checkpoint
-
-HEALTHY, FAILURE, PATHOLOGICAL = 0, 1, 3
+from lit_resnorm.errors import PATHOLOGICAL, SUCCESS, UsageError
+from lit_resnorm.runs.directories import check_checkpoint, load_checkpoint
+from lit_resnorm.runs.files import CHECKPOINTS, CONFIG
 
 _HELP = """\
 Say what goes wrong with a network before it is trained, or at a checkpoint: signal or
@@ -41,7 +38,7 @@ Exit status: 0 healthy or undetermined, 3 a pathology found, 2 wrong use, 1 fail
 
 
 class Configured(Protocol):
-    """What a command line makes; see `lit_resnorm.cli_unstarted`."""
+    """What a command line makes; see `lit_resnorm.cli.model_and_data`."""
 
     @property
     def module(self) -> LightningModule:
@@ -104,7 +101,7 @@ def diagnose_command(
     if options.json is not None:
         options.json.write_text(diagnosis.to_json(), encoding="utf-8")
     show(diagnosis)
-    return PATHOLOGICAL if diagnosis.status == "pathological" else HEALTHY
+    return PATHOLOGICAL if diagnosis.status == "pathological" else SUCCESS
 
 
 def _diagnosis(

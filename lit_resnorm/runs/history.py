@@ -1,7 +1,7 @@
 """RunHistory: the logger that writes a run directory as the run goes.
 
-What the files hold is said in `lit_resnorm.run_files`, what the step of a value is in
-`lit_resnorm.run_steps`; the appending to them is in `lit_resnorm.run_writer`.
+What the files hold is said in `lit_resnorm.runs.files`, what the step of a value is in
+`lit_resnorm.runs.steps`; the appending to them is in `lit_resnorm.runs.writer`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_resnorm.json_lines import read_rows, replace_file
-from lit_resnorm.run_files import CONFIG, HISTORY, SUMMARY, read_config, summarise
-from lit_resnorm.run_steps import (
+from lit_resnorm.runs.files import CONFIG, HISTORY, SUMMARY, read_config, summarise
+from lit_resnorm.runs.json_lines import read_rows, replace_file
+from lit_resnorm.runs.steps import (
     StepCount,
     checkpoint_steps,
     optimizer_steps,
     run_status,
 )
-from lit_resnorm.run_writer import RunWriter
+from lit_resnorm.runs.writer import RunWriter
 
 
 class RunHistory(Logger):

@@ -13,16 +13,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from lit_resnorm.cli_checks import VARIANT
-from lit_resnorm.run_files import CONFIG, RUN_DIR, logged_config
-from lit_resnorm.run_places import (
+from lit_resnorm.runs.directories import (
+    VARIANT,
     best_checkpoint,
     check_name,
     known_run,
     last_checkpoint,
     new_run,
 )
-from lit_resnorm.runs import RunHistory
+from lit_resnorm.runs.files import CONFIG, RUN_DIR, logged_config
+from lit_resnorm.runs.history import RunHistory
 
 
 def rank() -> int:

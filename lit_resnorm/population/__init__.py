@@ -1,0 +1,5 @@
+"""Members of one variant, trained together."""
+
+from lit_resnorm.population.module import Population
+
+__all__ = ["Population"]
