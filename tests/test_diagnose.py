@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_resnorm.diagnose import diagnose
 from lit_resnorm.diagnose.gradients import gradient_norms
-from lit_resnorm.diagnose.losses import loss_of
 from lit_resnorm.diagnose.trends import FAR, trend
+from lit_resnorm.measures.losses import loss_of
 from lit_resnorm.measures.moments import flow_between_sites
 from lit_resnorm.measures.passes.batches import network_output
 

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from lit_resnorm.data import Gaussian
 from lit_resnorm.diagnose import diagnose
 from lit_resnorm.diagnose.configured import descent_of
-from lit_resnorm.diagnose.losses import loss_of
 from lit_resnorm.diagnose.rate_judgement import rate_findings
 from lit_resnorm.diagnose.result import Curvature, StableRates, Trial
 from lit_resnorm.diagnose.trials import Trials
+from lit_resnorm.measures.losses import loss_of
 from lit_resnorm.measures.passes.batches import network_output
 from lit_resnorm.modules import LitMLP, LitResNet, LitResNetBN
 

@@ -14,11 +14,11 @@ from lit_resnorm.measures.fisher import (
     check_arguments,
     fisher_spectrum,
 )
+from lit_resnorm.measures.losses import LikelihoodOptions
 from lit_resnorm.measures.observe import Reduce, identity, num_rows, take_rows
 from lit_resnorm.measures.passes.batch_dim import targets_first
 from lit_resnorm.measures.passes.batches import targets_of
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
-from lit_resnorm_callbacks.likelihoods import LikelihoodOptions
 from lit_resnorm_callbacks.rates import largest_rate
 
 

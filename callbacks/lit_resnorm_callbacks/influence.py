@@ -9,8 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lit_resnorm.measures.copies import Copies, trained_parameters
 from lit_resnorm.measures.influence import influence_copies
+from lit_resnorm.measures.losses import LossFn, losses_of
 from lit_resnorm.measures.observe import Reduce
-from lit_resnorm_callbacks.example_losses import LossFn, losses_of
 from lit_resnorm_callbacks.left_out import LeftOut
 
 

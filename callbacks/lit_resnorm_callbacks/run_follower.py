@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_resnorm.measures.copies import Bound, Losses
+from lit_resnorm.measures.losses import check_mean
 from lit_resnorm.measures.observe import Reduce
 from lit_resnorm.measures.preserved import random_state
 from lit_resnorm.measures.rehearsal import rehearse
 from lit_resnorm_callbacks.batch_indices import BatchIndices
 from lit_resnorm_callbacks.cadence import steps_taken
-from lit_resnorm_callbacks.example_losses import check_mean
 from lit_resnorm_callbacks.left_out import LeftOut
 from lit_resnorm_callbacks.ranks import measured_together
 from lit_resnorm_callbacks.twin_training import TwinTraining

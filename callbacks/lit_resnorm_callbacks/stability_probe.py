@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_resnorm.measures.copies import Copies
+from lit_resnorm.measures.losses import LossFn, losses_of
 from lit_resnorm.measures.observe import Reduce, num_rows, take_rows, untouched
 from lit_resnorm.measures.passes.batch_dim import examples_first
 from lit_resnorm.measures.sites import Site
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
 from lit_resnorm_callbacks.counts import check_count
 from lit_resnorm_callbacks.destinations import TakesTables
-from lit_resnorm_callbacks.example_losses import LossFn, losses_of
 from lit_resnorm_callbacks.influence import Influence
 from lit_resnorm_callbacks.left_out import LeftOut, choose, drawn_instead
 from lit_resnorm_callbacks.run_follower import RunFollower

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from lit_resnorm.diagnose.losses import Loss
 from lit_resnorm.measures.functional_calls import with_weights
+from lit_resnorm.measures.losses import Loss
 from lit_resnorm.measures.moments.noise import in_float64
 from lit_resnorm.measures.observe import untouched
 from lit_resnorm.measures.passes.batches import mapped, num_rows, take_rows

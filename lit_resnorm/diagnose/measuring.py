@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from lit_resnorm.diagnose.configured import Descent
 from lit_resnorm.diagnose.gradients import gradient_norms, widened
-from lit_resnorm.diagnose.losses import Loss
 from lit_resnorm.diagnose.progress import Progress, silent
 from lit_resnorm.diagnose.result import Curvature, DepthRow, Finding
 from lit_resnorm.measures.activation import activation_rates
 from lit_resnorm.measures.fisher import fisher_spectrum
+from lit_resnorm.measures.losses import Loss
 from lit_resnorm.measures.moments import (
     DepthProfile,
     Flow,
@@ -149,15 +149,15 @@ def curvature_of(
     told: Progress = silent,
 ) -> tuple[Curvature | None, list[Finding]]:
     """Return the Fisher matrix's spectrum with the rate bound; why not, in a note."""
-    if loss.meant is None:
+    if loss.likelihood is None:
         return None, [_no_curvature(loss.words)]
-    weights, scale = loss.meant.curvature(target_of(batch))
+    weights, scale = loss.likelihood.curvature(target_of(batch))
     told("curvature", 0, 1)
     try:
         found = fisher_spectrum(
             module,
             batch,
-            output=loss.meant.output,
+            output=loss.likelihood.output,
             norm_mode=norm_mode,
             num_eigenvalues=1,
             tol=1e-3,
@@ -178,7 +178,7 @@ def curvature_of(
             optimizer=descent.words,
             rate=descent.rate,
             binding=descent.binding,
-            loss=loss.meant.words,
+            loss=loss.likelihood.words,
         ),
         [],
     )

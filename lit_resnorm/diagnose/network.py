@@ -13,12 +13,12 @@ from torch.optim import Optimizer
 from lit_resnorm.diagnose.configured import Descent, descent_of
 from lit_resnorm.diagnose.judged import Judged
 from lit_resnorm.diagnose.judgement import depth_findings
-from lit_resnorm.diagnose.losses import Loss, LossFn, loss_of
 from lit_resnorm.diagnose.measuring import depth_rows, profile_of_network
 from lit_resnorm.diagnose.progress import Progress, silent
 from lit_resnorm.diagnose.rate_judgement import rate_findings
 from lit_resnorm.diagnose.rate_trials import Tried, curvature_and_rates
 from lit_resnorm.diagnose.result import Diagnosis, Finding, Status
+from lit_resnorm.measures.losses import Loss, LossFn, loss_of
 from lit_resnorm.measures.moments import pathology
 from lit_resnorm.measures.observe import num_rows, take_rows, untouched
 from lit_resnorm.measures.passes.batch_dim import ExamplesFirst
@@ -125,6 +125,7 @@ def diagnose(
     if curvature is not None:
         findings += rate_findings(curvature, tried.trial, tried.stable)
     findings = sorted(findings + notes, key=lambda found: _ORDER[found.severity])
+    likelihood = loss.likelihood
     return Diagnosis(
         network=type(module).__name__,
         status=_status(findings, judged),
@@ -138,7 +139,7 @@ def diagnose(
             "norm_mode": norm_mode,
             "loss": loss.words,
             "distribution": loss.distribution,
-            "loss_scale": None if loss.meant is None else loss.meant.scale,
+            "loss_scale": likelihood.loss_scale if likelihood else None,
             "seed": seed,
         },
     )

@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from lit_resnorm.diagnose.configured import Descent
-from lit_resnorm.diagnose.losses import Loss
 from lit_resnorm.diagnose.measuring import curvature_of
 from lit_resnorm.diagnose.progress import Progress
 from lit_resnorm.diagnose.result import Curvature, Finding, StableRates, Trial
 from lit_resnorm.diagnose.trials import Trials, stable_rates
+from lit_resnorm.measures.losses import Loss
 from lit_resnorm.measures.rehearsal import Rehearsal
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_resnorm.diagnose.configured import Descent
-from lit_resnorm.diagnose.losses import Loss
 from lit_resnorm.diagnose.progress import Progress, silent
 from lit_resnorm.diagnose.result import StableRates, Trial
 from lit_resnorm.measures.copies import Bound
+from lit_resnorm.measures.losses import Loss
 from lit_resnorm.measures.observe import untouched
 from lit_resnorm.measures.rehearsal import Rehearsal, rehearse
 

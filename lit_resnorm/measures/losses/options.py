@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_resnorm.measures.fisher.heads import Layout
-from lit_resnorm.measures.observe import occupied, take_rows, untouched
-from lit_resnorm_callbacks.distributions import Likelihood, likelihood_of
+from lit_resnorm.measures.losses.labels import are_labels
+from lit_resnorm.measures.losses.likelihood import Likelihood
+from lit_resnorm.measures.losses.reading import likelihood_of
+from lit_resnorm.measures.observe import untouched
+from lit_resnorm.measures.passes.batches import occupied, take_rows
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,10 @@ class LikelihoodOptions:
     def scale(self, module: nn.Module, batch: Any) -> float:
         """Return the loss over the mean of the negative log-likelihoods."""
         told = self.of(module)
-        if told.scale is not None:
-            return told.scale
-        return told.factor / self._num_outputs(module, batch, told.output)
+        if told.scale is None:
+            num = self._num_outputs(module, batch, told.output)
+            told = replace(told, num_outputs=num)
+        return told.loss_scale
 
     def weights(self, module: nn.Module, batch: Any) -> Tensor | None:
         """Return the weight of each example, float64; None where all weigh the same.
@@ -68,7 +72,13 @@ class LikelihoodOptions:
         Raises:
             ValueError: If classes have weights, and labels are no classes.
         """
-        return self.of(module).weights(self.target_fn(batch))
+        told, target = self.of(module), self.target_fn(batch)
+        if told.class_weights is not None and not are_labels(target):
+            raise ValueError(
+                "class_weights needs labels that are class indices, and the probe batch"
+                " has none: give target_fn"
+            )
+        return told.weights(target)
 
     def check(self, module: nn.Module, batch: Any) -> None:
         """Refuse weights and targets that don't fit the output.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_resnorm.measures.losses.labels import class_dim_of
 from lit_resnorm.measures.passes.batches import LABELS, target_of
 
 LossFn = Callable[[Any, Any], Tensor]
@@ -42,29 +43,43 @@ def losses_of(module: Any, output: Any, batch: Any, loss_fn: LossFn | None) -> T
     return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 
-def cross_entropies(output: Tensor, target: Tensor) -> Tensor:
-    """Return the cross entropy of each example and position; binary of one logit.
+def cross_entropies(
+    output: Tensor,
+    target: Tensor,
+    *,
+    class_dim: int | None = None,
+    class_weights: Tensor | None = None,
+    ignore_index: int = -100,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Return the cross entropy of each example and position.
 
     Args:
-        output: Logits, shape `(B, C)`, `(B, T, C)` or `(B, C, H, W)`; one logit for
-            each number of a floating-point target.
+        output: Logits, shape `(B, C)`, `(B, T, C)` or `(B, C, H, W)`.
         target: Classes, or their probabilities.
+        class_dim: Dimension that counts classes, where it is another.
+        class_weights: Weights of the classes, shape `(C,)`.
+        ignore_index: Label of positions without a loss.
+        smoothing: Share of each label that is spread over all classes.
 
     Raises:
-        ValueError: If the two don't fit.
+        ValueError: If output and target don't fit.
     """
-    numbers = target.is_floating_point() and target.numel() == output.numel()
-    class_dim = 1 if output.ndim > 3 else -1
-    if numbers and (output.ndim == 1 or output.shape[class_dim] == 1):
-        shaped = target.reshape(output.shape).to(output.dtype)
-        return F.binary_cross_entropy_with_logits(output, shaped, reduction="none")
     try:
-        logits = output.movedim(class_dim, 1)
+        dim = class_dim_of(output) if class_dim is None else class_dim
+        logits = output.movedim(dim, 1)
         if target.is_floating_point():
-            target = target.movedim(class_dim, 1)
+            labels = target.movedim(dim, 1)
         else:
-            target = target.reshape(logits.shape[:1] + logits.shape[2:])
-        return F.cross_entropy(logits, target, reduction="none")
+            labels = target.reshape(logits.shape[:1] + logits.shape[2:])
+        return F.cross_entropy(
+            logits,
+            labels,
+            None if class_weights is None else class_weights.to(logits),
+            ignore_index=ignore_index,
+            label_smoothing=smoothing,
+            reduction="none",
+        )
     except (RuntimeError, IndexError, ValueError) as error:
         raise ValueError(
             f"there is no cross entropy of an output of shape {tuple(output.shape)} and"
@@ -94,9 +109,14 @@ def check_mean(name: str, losses_B: Tensor, loss: Tensor) -> None:
 
 
 def _cross_entropies(output: Any, target: Any) -> Tensor:
+    """Return cross entropies; binary ones of one logit for each number."""
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         raise ValueError(
             f"there is no cross entropy of a {type(output).__name__} and a"
             f" {type(target).__name__}"
         )
+    numbers = target.is_floating_point() and target.numel() == output.numel()
+    if numbers and (output.ndim == 1 or output.shape[class_dim_of(output)] == 1):
+        shaped = target.reshape(output.shape).to(output.dtype)
+        return F.binary_cross_entropy_with_logits(output, shaped, reduction="none")
     return cross_entropies(output, target)

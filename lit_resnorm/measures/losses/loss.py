@@ -8,14 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lit_resnorm.diagnose.labels import class_dim
-from lit_resnorm.diagnose.likelihood import likelihood_meant
-from lit_resnorm.diagnose.meant import Meant
+from lit_resnorm.measures.losses.examples import LossFn
+from lit_resnorm.measures.losses.labels import class_dim_of
+from lit_resnorm.measures.losses.likelihood import Likelihood
+from lit_resnorm.measures.losses.reading import meant_likelihood
 from lit_resnorm.measures.observe import take_rows
 from lit_resnorm.measures.passes.batches import target_of
-
-LossFn = Callable[[Any, Any], Tensor]
-"""Takes output and target; returns the loss of each example, or their mean."""
 
 
 @dataclass(frozen=True)
@@ -23,21 +21,21 @@ class Loss:
     """How the outputs of a network are judged.
 
     Attributes:
-        meant: The likelihood whose curvature is that of the loss; None where the output
+        likelihood: The one whose curvature is that of the loss; None where the output
             tells none.
         function: Takes module, output and target and returns the losses of the
             examples, shape `(B,)`, or their mean; None where there is no loss.
         words: What it is, for the report.
     """
 
-    meant: Meant | None
+    likelihood: Likelihood | None
     function: Callable[[nn.Module, Any, Any], Tensor] | None
     words: str
 
     @property
     def distribution(self) -> str | None:
         """Distribution of the output that the loss belongs to; None: there is none."""
-        return None if self.meant is None else self.meant.output
+        return None if self.likelihood is None else self.likelihood.output
 
     def of(self, module: nn.Module, output: Any, batch: Any) -> Tensor:
         """Return the losses of the examples, or their mean.
@@ -70,7 +68,8 @@ def loss_of(
         output: Its output on the first examples of the batch.
         batch: The batch.
         distribution: `softmax`, `bernoulli`, `gaussian`, or `auto`.
-        loss_fn: Takes output and target.
+        loss_fn: Takes output and target; returns the loss of each example, or their
+            mean.
         loss_scale: The loss over the mean of the negative log-likelihoods; None: what
             the loss tells, else 1.
 
@@ -88,7 +87,7 @@ def loss_of(
             " outputs of examples: give forward, a function of module and batch"
         )
     target = target_of(batch)
-    meant = likelihood_meant(
+    likelihood, was_read = meant_likelihood(
         module,
         output,
         target,
@@ -96,19 +95,20 @@ def loss_of(
         loss_fn=loss_fn,
         loss_scale=loss_scale,
     )
-    if loss_fn is not None and not meant.was_read:
-        return Loss(meant, _given(loss_fn), "the given loss_fn")
+    if loss_fn is not None and not was_read:
+        return Loss(likelihood, _given(loss_fn), "the given loss_fn")
     owns = loss_fn is None and callable(getattr(module, "losses", None))
     if owns and target is not None:
-        return Loss(meant, _own_losses, f"the module's own, {meant.words}")
+        return Loss(likelihood, _own_losses, f"the module's own, {likelihood.words}")
     few = target_of(take_rows(batch, slice(len(output))))
-    if not isinstance(few, Tensor) or not _fits(meant.output, output, few):
+    if not isinstance(few, Tensor) or not _fits(likelihood.output, output, few):
         shape = tuple(few.shape) if isinstance(few, Tensor) else None
         about = "no target" if shape is None else f"a target of shape {shape}"
-        words = f"{meant.words} of an output of shape {tuple(output.shape)} and {about}"
-        return Loss(meant, None, words)
-    losses = meant.losses(target)
-    return Loss(meant, lambda _, out, part: losses(out, part), meant.words)
+        output_shape = tuple(output.shape)
+        words = f"{likelihood.words} of an output of shape {output_shape} and {about}"
+        return Loss(likelihood, None, words)
+    losses = likelihood.losses(target)
+    return Loss(likelihood, lambda _, out, part: losses(out, part), likelihood.words)
 
 
 def _given(
@@ -126,7 +126,7 @@ def _own_losses(module: nn.Module, output: Any, target: Any) -> Tensor:
 
 def _fits(distribution: str, output: Tensor, target: Tensor) -> bool:
     if distribution == "softmax" and not target.is_floating_point():
-        return target.numel() * output.shape[class_dim(output)] == output.numel()
+        return target.numel() * output.shape[class_dim_of(output)] == output.numel()
     if distribution == "softmax":
         return target.shape == output.shape
     return target.numel() == output.numel()

@@ -7,9 +7,14 @@ from typing import Any
 from torch import Tensor
 
 
-def class_dim(output: Tensor) -> int:
+def class_dim_of(output: Tensor) -> int:
     """Return the dimension of an output that counts its classes."""
     return 1 if output.ndim > 3 else -1
+
+
+def are_labels(target: Any) -> bool:
+    """Say whether a target is a tensor of class indices."""
+    return isinstance(target, Tensor) and not target.is_floating_point()
 
 
 def check_labels(
@@ -32,14 +37,13 @@ def check_labels(
     Raises:
         ValueError: If a label is out of range.
     """
-    is_label = isinstance(target, Tensor) and not target.is_floating_point()
-    if not is_label or distribution == "gaussian" or not output.ndim:
+    if not are_labels(target) or distribution == "gaussian" or not output.ndim:
         return
     counted = target[target != ignore_index]
     if not counted.numel():
         return
     low, high = int(counted.min()), int(counted.max())
-    num = 2 if distribution == "bernoulli" else output.shape[class_dim(output)]
+    num = 2 if distribution == "bernoulli" else output.shape[class_dim_of(output)]
     if high < num and (low >= 0 or may_be_negative):
         return
     has = "one logit for 0 and 1" if distribution == "bernoulli" else f"{num} classes"
