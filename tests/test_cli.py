@@ -400,11 +400,44 @@ def test_without_wandb_a_run_is_logged_locally_and_its_logger_refused():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["reproduce", "--list"],
+        ["reproduce", "--help"],
+        ["compare", "--help"],
+        ["diagnose", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_help_and_lists_wait_for_no_torch(words):
+    code = (
+        "import sys; from lit_resnorm.cli import main; status = main(sys.argv[1:]);"
+        "print(*sys.modules, file=sys.stderr); sys.exit(status)"
+    )
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout
+    slow = {"torch", "lightning", "matplotlib", "pandas", "wandb", "jsonargparse"}
+    assert not slow & set(done.stderr.split())
+
+
+def test_the_help_of_fit_explains_all_of_its_options(capsys):
+    assert main(["fit", "--help"]) == 0
+    said = capsys.readouterr().out
+    for option in ("--model", "--data", "--trainer.callbacks", "--run", "--ckpt_path"):
+        assert option in said
+
+
 def test_version_and_help(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"lit-resnorm {metadata.version('lit-resnorm')}\n"
     assert main(["--help"]) == 0
-    assert "fit" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for command in ("fit", "validate", "test", "predict", "compare", "reproduce"):
+        assert f"\n  {command}  " in said
     assert main([*FIT, "--print_config"]) == 0
     assert "LitResNetBN" in capsys.readouterr().out
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from lit_resnorm.cli import main
-from lit_resnorm.cli.reproduce import reproduce, reproduce_item
+from lit_resnorm.cli.reproduce import reproduce
 from lit_resnorm.errors import UsageError
 from lit_resnorm.papers.catalogue import all_items
 from lit_resnorm.papers.item import (
@@ -24,7 +24,7 @@ from lit_resnorm.papers.item import (
 )
 from lit_resnorm.papers.pages import page, write_pages
 from lit_resnorm.papers.results import Results, canonical, results_key
-from lit_resnorm.papers.running import Interrupted, executor
+from lit_resnorm.papers.running import Interrupted, executor, reproduce_item
 
 VERDICT_KEYS = {
     "item",

@@ -22,14 +22,33 @@ from lit_resnorm.runs.files import RUN_DIR
 
 PROGRAM = "lit-resnorm"
 
-_COMMANDS = ("fit", "validate", "test", "predict", "compare", "diagnose", "reproduce")
-_OTHER_COMMANDS = """\
-Commands with options of their own (see each one's --help):
-  compare     runs side by side: a table, what is pathological, one HTML page
-  diagnose    a network before it is trained: will it train, and at what rate?
-  reproduce   figures and tables of papers, with verdicts
+_COMMANDS = {
+    "fit": "train a model on data, in a run directory of its own",
+    "validate": "one pass over the validation set",
+    "test": "one pass over the test set",
+    "predict": "what the model says of the data",
+    "compare": "runs side by side: a table, what is pathological, one HTML page",
+    "diagnose": "a network before it is trained: will it train, and at what rate?",
+    "reproduce": "figures and tables of papers, with verdicts",
+}
 
-Commands of LightningCLI:
+
+def _help() -> str:
+    commands = "".join(f"  {name:<11} {does}\n" for name, does in _COMMANDS.items())
+    return f"""\
+usage: {PROGRAM} [--help] [--version] COMMAND ...
+
+What skip connections and normalisation do to the training of deep networks.
+
+{commands}
+Each has options of its own: {PROGRAM} COMMAND --help. Those of fit, validate, test
+and predict are LightningCLI's: models, data and callbacks by class name, configs that
+stack, --print_config.
+
+  --traceback  where an error arose, below its line
+
+Exit status: 0 success, 1 failure, 2 wrong use, 3 a diverged run or a pathology, 130
+interrupted.
 """
 
 
@@ -47,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = [arg for arg in args if arg != "--traceback"]
     if args == ["--version"]:
         sys.stdout.write(f"{PROGRAM} {metadata.version('lit-resnorm')}\n")
+        return SUCCESS
+    if args[:1] in (["-h"], ["--help"]):
+        sys.stdout.write(_help())
         return SUCCESS
     status = FAILURE
     try:
@@ -69,25 +91,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
-    # Lightning and torch take seconds to import; compare needs neither
-    if args[:1] == ["compare"]:
+    _check_command(args)
+    # Lightning and torch take seconds to import: only what needs them waits for them
+    command, words = args[:1], args[1:]
+    if command == ["compare"]:
         from lit_resnorm.cli.compare import compare
 
-        return compare(args[1:])
-    _check_command(args)
-    if args[:1] == ["reproduce"]:
+        return compare(words)
+    if command == ["diagnose"]:
+        from lit_resnorm.cli.diagnose import diagnose_command
+
+        return diagnose_command(words)
+    if command == ["reproduce"]:
         from lit_resnorm.cli.reproduce import reproduce
 
-        return reproduce(args[1:])
-    if args[:1] in (["-h"], ["--help"]):
-        sys.stdout.write(_OTHER_COMMANDS)
+        return reproduce(words)
     from lit_resnorm.cli.fit import ResNormCLI
 
-    if args[:1] == ["diagnose"]:
-        from lit_resnorm.cli.diagnose import diagnose_command
-        from lit_resnorm.cli.model_and_data import configured
-
-        return diagnose_command(args[1:], configured)
     cli = ResNormCLI(args)
     return PATHOLOGICAL if cli.subcommand == "fit" and cli.diverged else SUCCESS
 

@@ -8,16 +8,15 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
-from lit_resnorm.compare.config import known_key
-from lit_resnorm.compare.document import comparison_document
-from lit_resnorm.compare.recorded import Recorded
-from lit_resnorm.compare.sources import Skipped, read_runs
-from lit_resnorm.compare.table import print_comparison
 from lit_resnorm.errors import UsageError
+
+if TYPE_CHECKING:
+    from lit_resnorm.compare.recorded import Recorded
+    from lit_resnorm.compare.sources import Skipped
 
 PAGE = "compare.html"
 _PROJECT = re.compile(r"[\w.-]+/[\w.-]+")
@@ -48,6 +47,10 @@ def compare(args: Sequence[str]) -> int:
         return _saved_views(options)
     for option, path in (("--out", options.out), ("--json", options.json)):
         _check_writable(option, path)
+    from lit_resnorm.compare.document import comparison_document
+    from lit_resnorm.compare.sources import read_runs
+    from lit_resnorm.compare.table import print_comparison
+
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDE)
@@ -150,6 +153,8 @@ def _nothing(skipped: Sequence[Skipped]) -> str:
 def _checked_by(by: Sequence[str] | None, runs: Sequence[Recorded]) -> list[str] | None:
     if by is None:
         return None
+    from lit_resnorm.compare.config import known_key
+
     keys = {key for run in runs for key in run.config}
     for key in by:
         if known_key(key) not in keys:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from lightning.pytorch import LightningDataModule, LightningModule
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from lit_resnorm.diagnose.network import diagnose
-from lit_resnorm.diagnose.printing import show
-from lit_resnorm.diagnose.progress import Progress
-from lit_resnorm.diagnose.result import Diagnosis
 from lit_resnorm.errors import PATHOLOGICAL, SUCCESS, UsageError
-from lit_resnorm.runs.directories import check_checkpoint, load_checkpoint
 from lit_resnorm.runs.files import CHECKPOINTS, CONFIG
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+
+    from lit_resnorm.cli.model_and_data import ModelAndData
+    from lit_resnorm.diagnose import Diagnosis
+    from lit_resnorm.diagnose.progress import Progress
 
 _HELP = """\
 Say what goes wrong with a network before it is trained, or at a checkpoint: signal or
@@ -37,33 +38,16 @@ All options of `lit-resnorm fit` are taken too, for example
 Exit status: 0 healthy or undetermined, 3 a pathology found, 2 wrong use, 1 failure."""
 
 
-class Configured(Protocol):
-    """What a command line makes; see `lit_resnorm.cli.model_and_data`."""
-
-    @property
-    def module(self) -> LightningModule:
-        """The model."""
-        ...
-
-    @property
-    def data(self) -> LightningDataModule:
-        """The data."""
-        ...
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
 
-def diagnose_command(
-    args: Sequence[str], configured: Callable[[Sequence[str]], Configured]
-) -> int:
+def diagnose_command(args: Sequence[str]) -> int:
     """Run `lit-resnorm diagnose` and return its exit status.
 
     Args:
         args: The words after `diagnose`.
-        configured: Makes model and data from options of `fit`.
 
     Returns:
         0 where no pathology was found, else 3.
@@ -77,7 +61,9 @@ def diagnose_command(
     fit_options = [*_config_of(options, rest), *rest]
     if options.seed is not None:
         fit_options += ["--seed_everything", str(options.seed)]
-    made = configured(fit_options)
+    from lit_resnorm.cli.model_and_data import model_and_data
+
+    made = model_and_data(fit_options)
     if options.checkpoint is not None:
         _load(made.module, options.checkpoint)
     console = Console(stderr=True)
@@ -100,18 +86,22 @@ def diagnose_command(
         )
     if options.json is not None:
         options.json.write_text(diagnosis.to_json(), encoding="utf-8")
+    from lit_resnorm.diagnose.printing import show
+
     show(diagnosis)
     return PATHOLOGICAL if diagnosis.status == "pathological" else SUCCESS
 
 
 def _diagnosis(
-    made: Configured, options: argparse.Namespace, progress: Progress
+    made: ModelAndData, options: argparse.Namespace, progress: Progress
 ) -> Diagnosis:
     """Return the diagnosis.
 
     Raises:
         UsageError: If the network can't be diagnosed on this data.
     """
+    from lit_resnorm.diagnose import diagnose
+
     try:
         return diagnose(
             made.module,
@@ -229,6 +219,8 @@ def _load(module: LightningModule, path: Path) -> None:
     Raises:
         UsageError: If it isn't of this module.
     """
+    from lit_resnorm.runs.directories import check_checkpoint, load_checkpoint
+
     try:
         check_checkpoint(path, module)
         checkpoint: dict[str, Any] = load_checkpoint(path)

@@ -14,7 +14,7 @@ from lit_resnorm.errors import UsageError, one_line
 
 
 @dataclass(frozen=True)
-class Configured:
+class ModelAndData:
     """What a command line makes.
 
     Attributes:
@@ -30,7 +30,7 @@ class Configured:
     dataset: str
 
 
-def configured(args: Sequence[str]) -> Configured:
+def model_and_data(args: Sequence[str]) -> ModelAndData:
     """Return the model and data that these options of `fit` make.
 
     All that `fit` takes is taken; nothing is trained, and nothing written.
@@ -40,7 +40,7 @@ def configured(args: Sequence[str]) -> Configured:
     """
     cli = _Unstarted(["fit", *args])
     options = cli.options
-    return Configured(
+    return ModelAndData(
         cli.model,
         cli.datamodule,
         options.model.class_path.rpartition(".")[2],

@@ -10,18 +10,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from lit_resnorm.errors import UsageError
-from lit_resnorm.papers.catalogue import all_items
-from lit_resnorm.papers.data import check_data
-from lit_resnorm.papers.item import MARKS, Item
-from lit_resnorm.papers.printing import output, print_table
-from lit_resnorm.papers.results import Results, results_key
-from lit_resnorm.papers.running import Interrupted, curves, executor, run_cells
+from lit_resnorm.errors import FAILURE, INTERRUPTED, SUCCESS, UsageError
+from lit_resnorm.papers.contents import ENTRIES
+from lit_resnorm.papers.item import MARKS
+from lit_resnorm.papers.printing import print_table
 
-__all__ = ["reproduce", "reproduce_item"]
+__all__ = ["reproduce"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,9 +39,14 @@ def reproduce(args: Sequence[str]) -> int:
     """
     options = _parser().parse_args(args)
     if options.list:
-        _print_items(all_items().values())
-        return 0
-    items = _chosen(options.items)
+        _print_items()
+        return SUCCESS
+    names = _chosen(options.items)
+    from lit_resnorm.papers.catalogue import load_item
+    from lit_resnorm.papers.data import check_data
+    from lit_resnorm.papers.running import Interrupted, reproduce_item
+
+    items = [load_item(name) for name in names]
     if options.scale == "full":
         for item in items:
             check_data(item.name, item.data)
@@ -66,75 +66,10 @@ def reproduce(args: Sequence[str]) -> int:
                     log_item(verdict, Path(verdict["folder"]))
     except Interrupted as error:
         sys.stderr.write(f"{error}; the same command goes on from there\n")
-        return 130
+        return INTERRUPTED
     if len(verdicts) > 1:
         _print_summary(verdicts)
-    return 0 if all(verdict["passed"] for verdict in verdicts) else 1
-
-
-def reproduce_item(
-    item: Item,
-    scale: str,
-    out: Path,
-    seed: int = 0,
-    *,
-    console: Console | None = None,
-) -> dict[str, Any]:
-    """Run an item, or go on with it, and write and print its verdict.
-
-    Args:
-        item: The item.
-        scale: `small` or `full`.
-        out: Folder of all items.
-        seed: Base seed.
-        console: Where the progress bar goes; None: nowhere, and nothing is printed.
-
-    Returns:
-        The content of `verdict.json`, and its `folder`.
-
-    Raises:
-        Interrupted: On Ctrl-C.
-    """
-    settings = item.scales[scale]
-    results = Results(out, item, results_key(item, settings, seed))
-    if results.beside and console is not None:
-        console.print(
-            f"{out / item.name} holds results of other settings or another version: "
-            f"kept, and run anew in {results.folder}"
-        )
-    columns = (
-        "[progress.description]{task.description}",
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    progress = Progress(
-        *columns, console=console or Console(quiet=True), transient=True
-    )
-    with progress:
-        task = progress.add_task(item.name)
-        run_cells(
-            item,
-            settings,
-            seed,
-            results,
-            on_done=lambda done, total: progress.update(
-                task, completed=done, total=total
-            ),
-        )
-    frame = curves(item, settings, results)
-    verdict = results.write(
-        frame,
-        item.figure(frame, settings),
-        item.checks(frame, settings),
-        scale=scale,
-        settings=settings,
-        seed=seed,
-        seconds=results.seconds(item.cells(settings)),
-    )
-    if console is not None:
-        _print_verdict(verdict, results.folder)
-    return {**verdict, "folder": str(results.folder)}
+    return SUCCESS if all(one["passed"] for one in verdicts) else FAILURE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -160,18 +95,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _chosen(names: Sequence[str]) -> list[Item]:
-    items = all_items()
+def _chosen(names: Sequence[str]) -> list[str]:
     if not names:
         raise UsageError("reproduce: name an item, or all; --list shows them")
     if "all" in names:
-        return list(items.values())
+        return list(ENTRIES)
     for name in names:
-        if name not in items:
-            close = difflib.get_close_matches(name, items, cutoff=0.3)
+        if name not in ENTRIES:
+            close = difflib.get_close_matches(name, ENTRIES, cutoff=0.3)
             nearest = f"; nearest: {', '.join(close)}" if close else ""
             raise UsageError(f"reproduce: there is no item {name!r}{nearest}")
-    return [items[name] for name in dict.fromkeys(names)]
+    return list(dict.fromkeys(names))
 
 
 def _check_writable(out: Path) -> None:
@@ -187,37 +121,14 @@ def _check_writable(out: Path) -> None:
 def _executor(scheduler: str | None, jobs: int | None) -> Any:
     if jobs is not None and jobs < 1:
         raise UsageError(f"--jobs must be at least 1; got {jobs}")
+    from lit_resnorm.papers.running import executor
+
     return executor(scheduler, jobs)
 
 
-def _print_items(items: Any) -> None:
-    rows = [(item.name, item.title, MARKS[item.mark], item.source) for item in items]
+def _print_items() -> None:
+    rows = [(e.name, e.title, MARKS[e.mark], e.source) for e in ENTRIES.values()]
     print_table(("item", "title", "mark", "source"), rows)
-
-
-def _print_verdict(verdict: dict[str, Any], folder: Path) -> None:
-    word = "passed" if verdict["passed"] else "FAILED"
-    rows = [
-        (
-            check["name"],
-            _shown(check["expected"]),
-            _shown(check["measured"]),
-            _shown(check["tolerance"]),
-            "pass" if check["passed"] else "FAIL",
-            check["mark"],
-        )
-        for check in verdict["checks"]
-    ]
-    title = escape(f"{verdict['item']}: {verdict['title']}: {word}")
-    columns = ("check", "expected", "measured", "tolerance", "", "mark")
-    print_table(columns, rows, title, names=False)
-    output().print(f"{verdict['seconds']:.1f} s of work; {folder}")
-
-
-def _shown(value: float | str | None) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def _print_summary(verdicts: Sequence[dict[str, Any]]) -> None:

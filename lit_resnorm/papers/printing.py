@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -43,3 +45,29 @@ def output() -> Console:
     """Return standard output, wide where it is no terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=_WIDE)
+
+
+def print_verdict(verdict: dict[str, Any], folder: Path) -> None:
+    """Print a verdict, check by check."""
+    word = "passed" if verdict["passed"] else "FAILED"
+    rows = [
+        (
+            check["name"],
+            _shown(check["expected"]),
+            _shown(check["measured"]),
+            _shown(check["tolerance"]),
+            "pass" if check["passed"] else "FAIL",
+            check["mark"],
+        )
+        for check in verdict["checks"]
+    ]
+    title = escape(f"{verdict['item']}: {verdict['title']}: {word}")
+    columns = ("check", "expected", "measured", "tolerance", "", "mark")
+    print_table(columns, rows, title, names=False)
+    output().print(f"{verdict['seconds']:.1f} s of work; {folder}")
+
+
+def _shown(value: float | str | None) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else f"{value:.4g}"

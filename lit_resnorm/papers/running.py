@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
 import torch
 from joblib import Parallel, cpu_count, delayed, parallel_config
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from lit_resnorm.papers.item import Cell, Item, Row, Settings
-from lit_resnorm.papers.results import Results
+from lit_resnorm.papers.printing import print_verdict
+from lit_resnorm.papers.results import Results, results_key
 
-__all__ = ["Interrupted", "curves", "executor", "run_cells"]
+__all__ = ["Interrupted", "curves", "executor", "reproduce_item", "run_cells"]
 
 TIMEOUT_S = 10
 _Timed = tuple[Cell, Sequence[Row], float]
@@ -31,6 +35,71 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, item: str, done: int, total: int) -> None:
         super().__init__(f"{item}: {done} of {total} cells are done")
+
+
+def reproduce_item(
+    item: Item,
+    scale: str,
+    out: Path,
+    seed: int = 0,
+    *,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Run an item, or go on with it, and write and print its verdict.
+
+    Args:
+        item: The item.
+        scale: `small` or `full`.
+        out: Folder of all items.
+        seed: Base seed.
+        console: Where the progress bar goes; None: nowhere, and nothing is printed.
+
+    Returns:
+        The content of `verdict.json`, and its `folder`.
+
+    Raises:
+        Interrupted: On Ctrl-C.
+    """
+    settings = item.scales[scale]
+    results = Results(out, item, results_key(item, settings, seed))
+    if results.beside and console is not None:
+        console.print(
+            f"{out / item.name} holds results of other settings or another version: "
+            f"kept, and run anew in {results.folder}"
+        )
+    columns = (
+        "[progress.description]{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    progress = Progress(
+        *columns, console=console or Console(quiet=True), transient=True
+    )
+    with progress:
+        task = progress.add_task(item.name)
+        run_cells(
+            item,
+            settings,
+            seed,
+            results,
+            on_done=lambda done, total: progress.update(
+                task, completed=done, total=total
+            ),
+        )
+    frame = curves(item, settings, results)
+    verdict = results.write(
+        frame,
+        item.figure(frame, settings),
+        item.checks(frame, settings),
+        scale=scale,
+        settings=settings,
+        seed=seed,
+        seconds=results.seconds(item.cells(settings)),
+    )
+    if console is not None:
+        print_verdict(verdict, results.folder)
+    return {**verdict, "folder": str(results.folder)}
 
 
 def run_cells(

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.drawing import STYLES, legend, panels
-from lit_resnorm.papers.furusho2020.source import SOURCE
 from lit_resnorm.papers.item import (
     Cell,
     Check,
@@ -186,10 +186,7 @@ def _sketch(axes: Axes) -> None:
 
 
 FIG1 = Item(
-    name="furusho2020.fig1",
-    title="Algorithmic stability, where leave-one-out is exact (concept)",
-    source=f"{SOURCE}, Figure 1 (caption)",
-    mark="A",
+    **said_of("furusho2020.fig1"),
     claim="An algorithm is stable if its loss changes little when one example is left "
     "out of the training set; the stable algorithm generalises.",
     differs="The figure is a sketch. The second panel is a demonstration on ridge "

@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.drawing import STYLES, legend, panels
 from lit_resnorm.papers.furusho2020.linear import (
     PLPath,
@@ -14,7 +15,6 @@ from lit_resnorm.papers.furusho2020.linear import (
     linear_blocks,
     regression,
 )
-from lit_resnorm.papers.furusho2020.source import SOURCE
 from lit_resnorm.papers.item import (
     Cell,
     Check,
@@ -125,10 +125,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
 
 
 FIG2 = Item(
-    name="furusho2020.fig2",
-    title="Gradient, excess loss and distance under the PL inequality (concept)",
-    source=f"{SOURCE}, Figure 2 (caption)",
-    mark="A",
+    **said_of("furusho2020.fig2"),
     claim="The excess loss lies below |grad|^2 / (2 mu) and above mu/2 times the "
     "squared distance to the solution; a smaller mu makes the landscape flatter.",
     differs="The figure is a sketch; here the three quantities are those of one "

@@ -7,6 +7,7 @@ import math
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.drawing import STYLES, legend, measured, panels
 from lit_resnorm.papers.furusho2020.linear import (
     LOG10,
@@ -15,7 +16,6 @@ from lit_resnorm.papers.furusho2020.linear import (
     log_mu,
     regression,
 )
-from lit_resnorm.papers.furusho2020.source import SOURCE
 from lit_resnorm.papers.item import (
     Cell,
     Check,
@@ -116,10 +116,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
 
 
 FIG3 = Item(
-    name="furusho2020.fig3",
-    title="PL constant of deep linear nets by variant and gain",
-    source=f"{SOURCE}, Figure 3 (caption), and Theorem of section III (abstract)",
-    mark="A",
+    **said_of("furusho2020.fig3"),
     claim="At Xavier's scale the PL constant of the ResNet that skips two layers is "
     "larger than that of the one that skips one, and that larger than the MLP's, by "
     "many orders of magnitude.",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.drawing import STYLES, legend, panels
 from lit_resnorm.papers.furusho2020.recipe import SCALES, VARIANTS, digits, net
-from lit_resnorm.papers.furusho2020.source import SOURCE
 from lit_resnorm.papers.item import (
     Cell,
     Check,
@@ -85,10 +85,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
 
 
 FIG4 = Item(
-    name="furusho2020.fig4",
-    title="Training and test loss of ten-layer nets with and without skips",
-    source=f"{SOURCE}, Figure 4 (caption)",
-    mark="A",
+    **said_of("furusho2020.fig4"),
     claim="All nets fit the training set; those with skip connections reach a lower "
     "test loss and have a smaller generalisation gap.",
     differs="Data, width, rates and number of steps aren't known. small: 200 of the "

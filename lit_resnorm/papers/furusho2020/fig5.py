@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lit_resnorm.data import MNIST, Digits
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.drawing import STYLES, panels
 from lit_resnorm.papers.furusho2020.recipe import SCALES, VARIANTS, net
-from lit_resnorm.papers.furusho2020.source import SOURCE
 from lit_resnorm.papers.item import (
     Cell,
     Check,
@@ -119,10 +119,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
 
 
 FIG5 = Item(
-    name="furusho2020.fig5",
-    title="Stability of ten-layer nets with and without skips",
-    source=f"{SOURCE}, Figure 5 (caption); Furusho et al. (2019), INNS BDDL (abstract)",
-    mark="A",
+    **said_of("furusho2020.fig5"),
     claim="Nets that skip two layers are the most stable, then those that skip one, "
     "then those without skips.",
     differs="Which stability, how many removals and which loss the figure shows isn't "

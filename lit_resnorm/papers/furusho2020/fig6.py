@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lit_resnorm.measures.activation import activation_rates
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.drawing import STYLES, legend, measured, panels
 from lit_resnorm.papers.furusho2020.recipe import SCALES, VARIANTS, digits, net
-from lit_resnorm.papers.furusho2020.source import SOURCE
 from lit_resnorm.papers.item import (
     Cell,
     Check,
@@ -104,10 +104,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
 
 
 FIG6 = Item(
-    name="furusho2020.fig6",
-    title="Activation rate of each hidden layer before and after training",
-    source=f"{SOURCE}, Figure 6 (caption)",
-    mark="A",
+    **said_of("furusho2020.fig6"),
     claim="The activation rate of each hidden layer, with which the generalisation "
     "bounds are evaluated, for the three nets.",
     differs="The published curves aren't known. The ranges of the checks are this "

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from lit_resnorm.data.gaussian import gaussian_inputs
 from lit_resnorm.measures.fisher import fisher_spectrum
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.furusho2020.fig7_averaged import averaged
 from lit_resnorm.papers.furusho2020.fig7_verdict import VARIANTS, checks, figure
-from lit_resnorm.papers.furusho2020.source import SOURCE, build
+from lit_resnorm.papers.furusho2020.source import build
 from lit_resnorm.papers.item import Cell, Item, Row, Settings, cell_seed, grid
 from lit_resnorm.papers.training import device
 from lit_resnorm.theory import averaged_maxima, fisher_theory, mean_eigenvalue
@@ -93,10 +94,7 @@ def _cells(settings: Settings) -> list[Cell]:
 
 
 FIG7 = Item(
-    name="furusho2020.fig7",
-    title="Fisher eigenvalues by depth: flat, exponential, sub-linear",
-    source=f"{SOURCE}, Figure 7 and section IV (abstract and caption)",
-    mark="A",
+    **said_of("furusho2020.fig7"),
     claim="With depth the eigenvalues of the Fisher information matrix are constant "
     "for MLPs, grow exponentially for ResNets, and sub-linearly with batch norm.",
     differs="Which maximum the figure shows isn't known, so all three are here: of the "

@@ -10,8 +10,9 @@ from torch import Tensor
 from lit_resnorm.data import MNIST, Gaussian
 from lit_resnorm.measures.fisher import fisher_spectrum
 from lit_resnorm.modules import LitClassifier
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.furusho2020.fig8_verdict import VARIANTS, checks, figure
-from lit_resnorm.papers.furusho2020.source import SOURCE, build
+from lit_resnorm.papers.furusho2020.source import build
 from lit_resnorm.papers.item import Cell, Item, Row, Settings, cell_seed, grid
 from lit_resnorm.papers.training import Losses, device, examples, fit_full_batch
 
@@ -86,10 +87,7 @@ def run(settings: Settings, cell: Cell, seed: int) -> list[Row]:
 
 
 FIG8 = Item(
-    name="furusho2020.fig8",
-    title="Final loss over depth and learning rate, with the bound 2 / lambda_max",
-    source=f"{SOURCE}, Figure 8 (caption)",
-    mark="A",
+    **said_of("furusho2020.fig8"),
     claim="Gradient descent trains below the curve eta = 2 / lambda_max of the Fisher "
     "matrix; for ResNets the curve falls exponentially with depth, with batch norm "
     "slowly.",

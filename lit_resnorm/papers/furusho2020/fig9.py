@@ -10,9 +10,10 @@ import torch
 from matplotlib.figure import Figure
 
 from lit_resnorm.measures.fisher import fisher_spectrum
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.drawing import STYLES, legend, panels
 from lit_resnorm.papers.furusho2020.recipe import digits
-from lit_resnorm.papers.furusho2020.source import SOURCE, build, num_blocks
+from lit_resnorm.papers.furusho2020.source import build, num_blocks
 from lit_resnorm.papers.item import (
     Cell,
     Check,
@@ -94,10 +95,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
 
 
 FIG9 = Item(
-    name="furusho2020.fig9",
-    title="Loss of four-layer nets over seeds, each at its own learning rate",
-    source=f"{SOURCE}, Figure 9 (caption)",
-    mark="A",
+    **said_of("furusho2020.fig9"),
     claim="With batch norm the net trains at a larger learning rate and reaches a low "
     "loss earlier.",
     differs="Axes, data and rates aren't known: every net descends at half of its own "

@@ -4,9 +4,7 @@ from typing import Any
 
 from lit_resnorm.modules import LitClassifier, LitMLP, LitResNet, LitResNetBN
 
-__all__ = ["SOURCE", "build", "num_blocks"]
-
-SOURCE = "Furusho & Ikeda (2020), APSIPA Trans. Signal Inf. Process. 9, e9"
+__all__ = ["build", "num_blocks"]
 
 
 def num_blocks(variant: str, num_weights: int) -> int:

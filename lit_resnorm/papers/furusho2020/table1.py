@@ -7,6 +7,7 @@ import math
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.drawing import STYLES, legend, measured, panels
 from lit_resnorm.papers.furusho2020.linear import (
     VARIANTS,
@@ -15,7 +16,6 @@ from lit_resnorm.papers.furusho2020.linear import (
     linear_blocks,
     regression,
 )
-from lit_resnorm.papers.furusho2020.source import SOURCE
 from lit_resnorm.papers.item import (
     Cell,
     Check,
@@ -115,10 +115,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
 
 
 TABLE1 = Item(
-    name="furusho2020.table1",
-    title="PL constants of the three linear nets bound the PL ratio along training",
-    source=f"{SOURCE}, Table 1 (caption)",
-    mark="A",
+    **said_of("furusho2020.table1"),
     claim="Each variant has a PL constant mu, given by the singular values of its "
     "weights; the squared gradient is at least 2 mu times the excess loss.",
     differs="The literal formulas of the table aren't known; those of "

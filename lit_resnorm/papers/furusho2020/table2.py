@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.drawing import STYLES, legend, panels
 from lit_resnorm.papers.furusho2020.linear import (
     LOG10,
@@ -15,7 +16,6 @@ from lit_resnorm.papers.furusho2020.linear import (
     log_mu,
     regression,
 )
-from lit_resnorm.papers.furusho2020.source import SOURCE
 from lit_resnorm.papers.item import (
     Cell,
     Check,
@@ -95,10 +95,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
 
 
 TABLE2 = Item(
-    name="furusho2020.table2",
-    title="Excess loss of the three linear nets after a fixed budget",
-    source=f"{SOURCE}, Table 2 (caption)",
-    mark="A",
+    **said_of("furusho2020.table2"),
     claim="Gradient methods converge linearly at the rate 1 - mu/beta, so the variants "
     "with larger mu have the smaller excess loss after the same number of steps.",
     differs="The literal content of the table isn't known: the budget, the optimizer "

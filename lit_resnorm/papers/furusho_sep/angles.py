@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.drawing import STYLES, legend, measured, panels, theory
 from lit_resnorm.papers.furusho_sep.states import (
     SCALES,
-    SOURCE,
     VARIANTS,
     of_variant,
     pair_rows,
@@ -90,10 +90,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
 
 
 ANGLES = Item(
-    name="furusho_sep.angles",
-    title="Angles shrink most in MLPs and least with batch norm",
-    source=f"{SOURCE}, Theorems 1 to 3 and figures",
-    mark="P",
+    **said_of("furusho_sep.angles"),
     claim="The angle between any two examples shrinks with depth by a recursion of its "
     "own for each variant: fastest in MLPs, slowest with batch norm.",
     differs="small: Gaussian inputs instead of whitened images. The published "

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.drawing import STYLES, legend, measured, panels, theory
 from lit_resnorm.papers.furusho_sep.states import (
     SCALES,
-    SOURCE,
     VARIANTS,
     of_variant,
     pair_rows,
@@ -79,10 +79,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
 
 
 COACTIVATION = Item(
-    name="furusho_sep.coactivation",
-    title="Two examples activate the same units the more, the smaller their angle",
-    source=f"{SOURCE}, section 3",
-    mark="P",
+    **said_of("furusho_sep.coactivation"),
     claim="The share of units that two examples both activate is (1 - angle/pi)/2; it "
     "rises with depth, in MLPs more than in ResNets, with batch norm least.",
     differs="The angle is that of the pre-activations, which without norms is "

@@ -11,9 +11,10 @@ from torch import Tensor
 from lit_resnorm.data import CIFAR10, Digits
 from lit_resnorm.measures.observe import untouched
 from lit_resnorm.modules import LitClassifier
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.drawing import STYLES, legend, measured, panels
 from lit_resnorm.papers.furusho2020.source import build
-from lit_resnorm.papers.furusho_sep.states import SOURCE, VARIANTS
+from lit_resnorm.papers.furusho_sep.states import VARIANTS
 from lit_resnorm.papers.item import (
     Cell,
     Check,
@@ -183,10 +184,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
 
 
 DISTANCE_RATIO = Item(
-    name="furusho_sep.distance_ratio",
-    title="Skips and batch norm raise the distance ratio; error falls with it",
-    source=f"{SOURCE}, section 4 and experiments",
-    mark="P",
+    **said_of("furusho_sep.distance_ratio"),
     claim="Skip connections and batch norm raise the ratio of the distance between "
     "classes to their spreads, before and after training; over nine models the test "
     "error correlates with the ratio by about -0.91.",

@@ -15,9 +15,8 @@ from lit_resnorm.papers.summaries import Curve, curve, where
 from lit_resnorm.papers.training import device, examples
 from lit_resnorm.theory import coactivation, kernel_angles
 
-__all__ = ["SCALES", "SOURCE", "VARIANTS", "of_variant", "pair_rows"]
+__all__ = ["SCALES", "VARIANTS", "of_variant", "pair_rows"]
 
-SOURCE = "Furusho & Ikeda (2019), ACML, PMLR 101:94-108"
 VARIANTS = ("mlp", "res2", "res2_bn")
 SCALES = {
     "small": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.item import Settings
 from lit_resnorm.papers.labatie2019.convolutional_verdict import (
     check_collapse,
@@ -14,7 +15,6 @@ from lit_resnorm.papers.labatie2019.convolutional_verdict import (
 from lit_resnorm.papers.labatie2019.fig3 import FIG3
 from lit_resnorm.papers.labatie2019.fig4 import FIG4
 from lit_resnorm.papers.labatie2019.fig5 import FIG5
-from lit_resnorm.papers.labatie2019.propagation import SOURCE
 
 __all__ = ["CONVOLUTIONAL", "FIG3_CONV", "FIG4_CONV", "FIG5_CONV"]
 
@@ -40,9 +40,7 @@ SEEN = (
 LAYERS = [2, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100]
 FIG3_CONV = replace(
     FIG3,
-    name="labatie2019.fig3_conv",
-    title="Convolutional nets without norms collapse too",
-    source=f"{SOURCE}, Figure 3",
+    **said_of("labatie2019.fig3_conv"),
     differs=f"{DIFFERS} No stored values are at hand for convolutions, so limits are "
     "checked: the growth against 1 with the drift that finite width leaves (derived), "
     "the rank against 2, below which `pathology` calls a signal collapsed. Positions "
@@ -60,8 +58,7 @@ FIG3_CONV = replace(
 DEEP_LAYERS = [2, 5, 10, 15, 20, 30, 40, 50, 75, 100, 125, *range(150, 201, 10)]
 FIG4_CONV = replace(
     FIG4,
-    name="labatie2019.fig4_conv",
-    title="Convolutional nets with batch norm: exponential growth, fat tails",
+    **said_of("labatie2019.fig4_conv"),
     differs=f"{DIFFERS} The author's values (slope 0.1536, rank 2.03, delta_BN 1.14, "
     "delta_phi 1.02, mu_4 127) are those of 12,544 values a channel on MNIST; small "
     "has 1,024 and width 128, so it is judged by order and theory, full by the stored "
@@ -82,9 +79,7 @@ FIG4_CONV = replace(
 )
 FIG5_CONV = replace(
     FIG5,
-    name="labatie2019.fig5_conv",
-    title="Convolutional ResNets with batch norm: a power of depth",
-    source=f"{SOURCE}, Figure 5 (values read off)",
+    **said_of("labatie2019.fig5_conv"),
     differs=f"{DIFFERS} small: 150 units of width 64. tau is computed from the growth "
     "d of the second half, where the slope is fitted, because d falls slowly with "
     "depth.",

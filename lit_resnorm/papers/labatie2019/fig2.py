@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from lit_resnorm.measures.moments import flow_between_sites, signal_and_noise
 from lit_resnorm.modules import LitVanillaNet
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.drawing import legend, panels
 from lit_resnorm.papers.item import (
     Cell,
@@ -22,7 +23,6 @@ from lit_resnorm.papers.item import (
     ordered,
 )
 from lit_resnorm.papers.labatie2019.propagation import (
-    SOURCE,
     block_index,
     images,
     random_net,
@@ -155,10 +155,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
 
 
 FIG2 = Item(
-    name="labatie2019.fig2",
-    title="Powers of signal and noise spread with depth in nets without norms",
-    source=f"{SOURCE}, Figure 2 and stored histograms",
-    mark="P",
+    **said_of("labatie2019.fig2"),
     claim="The log powers of signal and noise diffuse: their distribution over "
     "initialisations widens linearly with depth and drifts to smaller values, while "
     "the mean power stays 1.",

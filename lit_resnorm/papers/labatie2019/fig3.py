@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lit_resnorm.modules import LitVanillaNet
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.drawing import (
     STYLES,
     legend,
@@ -15,7 +16,6 @@ from lit_resnorm.papers.drawing import (
 )
 from lit_resnorm.papers.item import Cell, Check, Item, Row, Settings, grid
 from lit_resnorm.papers.labatie2019.propagation import (
-    SOURCE,
     block_index,
     kind_of,
     profile,
@@ -125,10 +125,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
 
 LAYERS = [2, 3, 4, 6, 10, 14, 20, 30, 50, 70, 100, 140, 200]
 FIG3 = Item(
-    name="labatie2019.fig3",
-    title="Effective rank and growth of the sensitivity tend to 1 without norms",
-    source=f"{SOURCE}, Figure 3 and stored data",
-    mark="P",
+    **said_of("labatie2019.fig3"),
     claim="In nets without norms the signal collapses to a line: the effective rank "
     "and the growth of the normalised sensitivity tend to 1.",
     differs="small: fully connected, 64 digits a batch. Digits have another effective "

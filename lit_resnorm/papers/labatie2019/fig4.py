@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lit_resnorm.modules import LitBNFeedForward
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.drawing import Look, legend, measured, panels
 from lit_resnorm.papers.item import Cell, Check, Item, Row, Settings, near
 from lit_resnorm.papers.labatie2019.propagation import (
-    SOURCE,
     block_index,
     kind_of,
     profile,
@@ -153,10 +153,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
 
 LAYERS = [2, 5, 10, 15, 20, *range(25, 201, 12), 200]
 FIG4 = Item(
-    name="labatie2019.fig4",
-    title="The sensitivity grows exponentially in feed-forward nets with batch norm",
-    source=f"{SOURCE}, Figure 4 and stored data",
-    mark="P",
+    **said_of("labatie2019.fig4"),
     claim="With batch norm and no skips the normalised sensitivity grows exponentially "
     "with depth, at a rate that depends on the batch; the signal becomes fat-tailed.",
     differs="Fully connected nets (the stored runs in science terms: width 512, depth "

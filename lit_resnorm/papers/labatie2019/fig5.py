@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lit_resnorm.modules import LitBNResNet
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.drawing import STYLES, legend, measured, panels, theory
 from lit_resnorm.papers.item import (
     Cell,
@@ -19,7 +20,6 @@ from lit_resnorm.papers.item import (
     near,
 )
 from lit_resnorm.papers.labatie2019.propagation import (
-    SOURCE,
     block_index,
     kind_of,
     profile,
@@ -170,10 +170,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
 
 UNITS = [1, 2, 3, 5, 8, 12, 18, 25, 35, 50, 70, 100, 125, 150, 200, 250, 300]
 FIG5 = Item(
-    name="labatie2019.fig5",
-    title="The sensitivity is a power of depth in ResNets with batch norm",
-    source=f"{SOURCE}, Figure 5 and stored data",
-    mark="P",
+    **said_of("labatie2019.fig5"),
     claim="Skip connections dilute each unit's growth of the sensitivity by 1/(l+1), "
     "so that it grows as a power of depth, and nets stay well-behaved.",
     differs="Fully connected nets; small: 300 units, 64 digits a batch, 6 draws, 17 "

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lit_resnorm.modules import LitBNResNet
+from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.drawing import (
     STYLES,
     legend,
@@ -24,7 +25,6 @@ from lit_resnorm.papers.item import (
     near,
 )
 from lit_resnorm.papers.labatie2019.propagation import (
-    SOURCE,
     block_index,
     profile,
     random_net,
@@ -108,10 +108,7 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
 
 UNITS = [1, 2, 3, 5, 8, 12, 18, 25, 35, 50, 60, 70, 80, 90, 100]
 NOBN = Item(
-    name="labatie2019.nobn",
-    title="Without norms a ResNet collapses: rank to 1, branch share to 1/2",
-    source=f"{SOURCE}; author's article (mentioned, without data)",
-    mark="P",
+    **said_of("labatie2019.nobn"),
     claim="Skip connections alone don't prevent the collapse of the signal.",
     differs="No published figure: 1.14 at 100 units is this project's own value.",
     scales=scales({"draws": 6}, {"draws": 200}, depth=100, units=UNITS),

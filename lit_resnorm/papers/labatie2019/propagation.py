@@ -18,7 +18,6 @@ from lit_resnorm.papers.item import Check, Settings, cell_seed, near
 from lit_resnorm.papers.training import device, examples
 
 __all__ = [
-    "SOURCE",
     "block_index",
     "images",
     "kind_of",
@@ -29,7 +28,6 @@ __all__ = [
     "stored_value",
 ]
 
-SOURCE = "Labatie (2019), ICML, arXiv 1811.03087"
 STORED_DRAWS = 200
 
 
