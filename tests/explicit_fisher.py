@@ -1,5 +1,7 @@
 """Fisher matrices from explicit Jacobians, row by row, in float64."""
 
+from contextlib import nullcontext
+
 import torch
 
 from lit_resnorm.measures.observe import untouched
@@ -21,9 +23,17 @@ def explicit_rows(
     weights=None,
     forward=lambda model, x: model(x),
 ):
-    """Return a root of the Fisher matrix, (N C, P), a backward pass an output."""
+    """Return a root of the Fisher matrix, (N C, P), a backward pass an output.
+
+    With `norm_mode` None the model runs as it is, in the mode that it is in.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with untouched(model, norm_mode=norm_mode) as run:
+    around = (
+        nullcontext(lambda function: function())
+        if norm_mode is None
+        else untouched(model, norm_mode=norm_mode)
+    )
+    with around as run:
         outputs = run(lambda: forward(model, x))
         if outputs.ndim == 1:
             outputs = outputs[:, None]

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -48,6 +49,79 @@ def test_logged_values_are_those_of_the_function_on_the_probe_batch():
     for site, layer in found.layers.items():
         assert values[f"fim/trace/{site}"] == pytest.approx(layer.trace, rel=1e-5)
         assert values[f"fim/lambda_max/{site}"] == pytest.approx(layer.max, rel=1e-4)
+
+
+class Untracked(FunctionalNet):
+    """Its batch norm takes the batch's statistics in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(16, track_running_stats=False)
+
+
+def test_coupled_rows_are_measured_together_on_one_rank():
+    probe = FIMEigenvalueProbe(num_examples=16, norm_mode="eval")
+    values, module = fit(probe, Untracked())
+    found = fisher_spectrum(module, X[:16], norm_mode="eval")
+    assert values["fim/lambda_max"] == pytest.approx(found.max, rel=1e-4)
+
+
+class Noting(FIMEigenvalueProbe):
+    """Writes down why it refuses: of two processes that fail, one is ended early."""
+
+    def _prepare(self, trainer, module):
+        try:
+            super()._prepare(trainer, module)
+        except ValueError as error:
+            path = Path(trainer.default_root_dir, f"{trainer.global_rank}.txt")
+            path.write_text(str(error))
+            raise
+
+
+@pytest.mark.ddp
+def test_coupled_rows_on_several_ranks_are_refused_before_the_first_step(tmp_path):
+    options = {"default_root_dir": tmp_path, "devices": 2, "strategy": "ddp_fork"}
+    with pytest.raises(Exception):  # noqa: B017, PT011 - torch's, of either process
+        fit(Noting(num_examples=16, norm_mode="eval"), Untracked(), **options)
+    reasons = {path.read_text() for path in tmp_path.glob("*.txt")}
+    assert len(reasons) == 1
+    assert "fim: the examples of Untracked depend on each other" in reasons.pop()
+
+
+class LogitScale(FunctionalNet):
+    """Computes with a parameter without dimensions, as CLIP does."""
+
+    def __init__(self, shape=()):
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.full(shape, 0.7))
+
+    def forward(self, x):
+        return super().forward(x) * self.logit_scale.exp()
+
+
+def test_a_parameter_without_dimensions_is_measured_as_one_with_a_single_number():
+    found = []
+    for shape in ((), (1,)):
+        torch.manual_seed(0)
+        found.append(fit(FIMEigenvalueProbe(num_examples=16), LogitScale(shape))[0])
+    values, expected = found
+    assert values["fim/lambda_max"] == pytest.approx(expected["fim/lambda_max"])
+    assert values["fim/trace"] == pytest.approx(expected["fim/trace"])
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("phase", "parameter 'phase' is of"), ("scripted", "'scripted' is TorchScript's")],
+)
+def test_what_no_fisher_matrix_reads_is_refused_before_the_first_step(name, reason):
+    module = FunctionalNet()
+    if name == "phase":
+        module.phase = nn.Parameter(torch.randn(2, dtype=torch.complex64))
+    else:
+        with pytest.warns(FutureWarning):
+            module.scripted = torch.jit.script(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match=f"^fim: .*{reason}"):
+        fit(FIMEigenvalueProbe(), module)
 
 
 def test_sites_select_layers_and_a_pattern_that_matches_none_is_refused():

@@ -236,6 +236,37 @@ def test_empirical_fisher_is_the_second_moment_of_loss_gradients(output):
     assert not torch.isclose(found.eigenvalues[0], expectation.eigenvalues[0], rtol=0.1)
 
 
+@pytest.mark.parametrize("label", [255, -7, 3])
+def test_labels_of_weight_zero_may_be_any_number(label):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    net, x = net.double(), torch.randn(3, 2, 4, 4).double()
+    y = torch.randint(0, 3, (3, 4, 4))
+    weights = torch.ones(3, 4, 4)
+    weights[0, :2] = 0
+    found = empirical_fisher_spectrum(
+        net, x, y.masked_fill(weights == 0, label), weights=weights
+    )
+    expected = empirical_fisher_spectrum(net, x, y, weights=weights)
+    assert_same_spectrum(found.eigenvalues, expected.eigenvalues)
+    with pytest.raises(ValueError, match=rf"a label is {label}, .* 3 classes"):
+        empirical_fisher_spectrum(net, x, y.masked_fill(weights == 0, label))
+
+
+@pytest.mark.parametrize("output", ["bernoulli", "gaussian"])
+def test_targets_of_weight_zero_may_be_nan(output):
+    model, x = case("residual")
+    y = torch.rand(len(x), 3).double()
+    weights = (torch.arange(len(x)) != 2).double()
+    missing = y.clone()
+    missing[2] = float("nan")
+    of = [
+        empirical_fisher_spectrum(model, x, t, output=output, weights=weights)
+        for t in (missing, y)
+    ]
+    assert_same_spectrum(of[0].eigenvalues, of[1].eigenvalues)
+
+
 def test_linear_regressions_spectrum_is_that_of_the_inputs_second_moment():
     torch.manual_seed(0)
     net = nn.Linear(4, 3, bias=False).double()
@@ -360,6 +391,18 @@ def test_no_trainable_parameters_and_no_examples_are_refused():
         fisher_spectrum(model, x[:0])
     with pytest.raises(ValueError, match="no trainable parameter"):
         fisher_spectrum(model.requires_grad_(False), x)
+
+
+def test_complex_parameters_and_torchscript_are_refused_by_name():
+    model, x = case("residual")
+    model.phase = nn.Parameter(torch.randn(2, dtype=torch.complex128))
+    with pytest.raises(ValueError, match=r"parameter 'phase' is of torch\.complex128"):
+        fisher_spectrum(model, x)
+    with pytest.warns(FutureWarning):
+        scripted = torch.jit.script(nn.Linear(6, 5).double())
+    net = nn.Sequential(scripted, nn.ReLU(), nn.Linear(5, 3).double())
+    with pytest.raises(ValueError, match="module '0' is TorchScript's"):
+        fisher_spectrum(net, x)
 
 
 def test_a_matrix_beyond_memory_is_refused_and_the_way_out_is_named(monkeypatch):

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lit_resnorm.measures.fisher import (
     FisherSpectrum,
+    apart,
     check_arguments,
+    check_readable,
     fisher_spectrum,
 )
 from lit_resnorm.measures.losses import LikelihoodOptions
@@ -166,6 +168,10 @@ class FIMEigenvalueProbe(Probe):
         return tensors
 
     def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
+        try:
+            check_readable(module)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
         super()._prepare(trainer, module)
         if not num_rows(self._batch):
             return
@@ -174,9 +180,11 @@ class FIMEigenvalueProbe(Probe):
         per_layer = self.sites if self.per_layer and self.sites else False
         try:
             self.likelihood.check(module, self._batch)
-            self._spectrum(
+            found = self._spectrum(
                 module, few, num_eigenvalues=0, reduce=identity, per_layer=per_layer
             )
+            if found.coupled and self.norm_mode != "train" and trainer.world_size > 1:
+                raise ValueError(apart(module, self.norm_mode))
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
 

@@ -51,6 +51,12 @@ class NormCall:
             raise ValueError("a batch norm in eval mode has no running statistics")
         return self.by(self.running_mean, self.running_var)
 
+    def as_it_is(self) -> Tensor:
+        """Return what the call asks for."""
+        if self.training:
+            return self.by_own_statistics()
+        return self.by_running_statistics()
+
     def by_own_statistics(self) -> Tensor:
         """Return the result by the input's statistics, differentiated through."""
         # F.batch_norm refuses a single value a channel, whose variance is 0.

@@ -20,6 +20,7 @@ from lit_resnorm.measures.batch_norms import (
     NormCall,
     batch_statistics,
 )
+from lit_resnorm.measures.checkpointing import uncheckpointed
 from lit_resnorm.measures.passes.batches import num_rows as num_rows
 from lit_resnorm.measures.passes.batches import occupied as occupied
 from lit_resnorm.measures.passes.batches import take_rows as take_rows
@@ -53,21 +54,10 @@ def check_norm_mode(norm_mode: str) -> NormMode:
 
 @dataclass
 class _Application:
-    """One application of batch norm in a pass, and the statistics taken there."""
+    """One application of batch norm in a pass: over what, and its statistics."""
 
     shape: torch.Size
-    mean: Tensor
-    variance: Tensor
-    over_rows: bool = True
-
-    def compare(self, shape: torch.Size) -> None:
-        """Tell from a pass with another number of rows what the statistics are over.
-
-        Those of weights are over the same numbers as before; where rows lie along the
-        channels (instance norm by hand) they are one example's own.
-        """
-        more_values = shape != self.shape and shape[1] == self.shape[1]
-        self.over_rows = more_values
+    statistics: tuple[Tensor, Tensor] | None
 
 
 class Passes(TorchFunctionMode):
@@ -79,6 +69,10 @@ class Passes(TorchFunctionMode):
     sets. Statistics carry no gradient. `recalibrate=True` takes them anew (a reference
     batch is calibrated on by running it first). In mode `eval` the same happens where a
     call asks for the batch's statistics all the same (`track_running_stats=False`).
+
+    Statistics that are not over rows (of weights, of one example's values) are those of
+    each call, differentiated through. They show in a pass with another number of rows,
+    which `scout=True` makes; without one all are taken to be over rows.
 
     Attributes:
         norm_mode: What batch norms do.
@@ -95,7 +89,8 @@ class Passes(TorchFunctionMode):
         self._applications: list[_Application] = []
         self._calibrated = False
         self._empty = False
-        self._compare = False
+        self._scouting = False
+        self._scouted: list[torch.Size] = []
         self._application = 0
 
     @property
@@ -106,7 +101,9 @@ class Passes(TorchFunctionMode):
     @property
     def takes_rows_together(self) -> bool:
         """Whether calls ask for statistics over rows where `norm_mode` leaves them."""
-        return self.norm_mode == "eval" and any(a.over_rows for a in self._applications)
+        return self.norm_mode == "eval" and any(
+            taken.statistics is not None for taken in self._applications
+        )
 
     def __call__(
         self,
@@ -114,7 +111,7 @@ class Passes(TorchFunctionMode):
         *,
         empty: bool = False,
         recalibrate: bool = False,
-        compare: bool = False,
+        scout: bool = False,
     ) -> T:
         """Return `forward()`, its batch norms in this mode.
 
@@ -122,19 +119,21 @@ class Passes(TorchFunctionMode):
             forward: One forward pass of the model, whole or on some rows.
             empty: This rank runs on a dummy row, which counts in no statistic.
             recalibrate: Take the frozen statistics from this pass, not the first.
-            compare: This pass has another number of rows than that which statistics
-                were taken from: batch norms whose number of values does not follow it
-                normalise something else (weights), and are left alone from here on.
+            scout: Only learn the sizes of what batch norms see, for comparison with the
+                next pass, which must have another number of rows. Statistics are this
+                rank's own, and no collective is made.
         """
-        if recalibrate or not self._calibrated:
+        if scout or recalibrate or not self._calibrated:
             self._calibrated = False
             self._applications = []
         self._empty = empty
-        self._compare = compare
+        self._scouting = scout
         self._application = 0
         with self:
             output = forward()
-        self._calibrated = True
+        self._calibrated = not scout
+        if scout:
+            self._scouted = [taken.shape for taken in self._applications]
         return output
 
     def __torch_function__(
@@ -159,23 +158,39 @@ class Passes(TorchFunctionMode):
 
     def _by_batch(self, call: NormCall) -> Tensor:
         if not self._calibrated:
-            reduce = None if self.reduce is identity else self.reduce
-            statistics = batch_statistics(call.input, reduce, empty=self._empty)
-            self._applications.append(_Application(call.input.shape, *statistics))
+            self._applications.append(self._taken(call))
         if self._application >= len(self._applications):
             raise RuntimeError(
                 f"this pass applies more than the {len(self._applications)} batch norms"
                 " whose statistics were taken: norm_mode frozen needs passes alike"
             )
-        taken = self._applications[self._application]
+        statistics = self._applications[self._application].statistics
         self._application += 1
-        if self._compare:
-            taken.compare(call.input.shape)
-        if not taken.over_rows and not call.training:
-            return call.by_running_statistics()
-        if not taken.over_rows or (self.live and self.norm_mode == "eval"):
+        if statistics is None:
+            return call.as_it_is()
+        if self.live and self.norm_mode == "eval":
             return call.by_own_statistics()
-        return call.by(taken.mean, taken.variance)
+        return call.by(*statistics)
+
+    def _taken(self, call: NormCall) -> _Application:
+        shape = call.input.shape
+        if not self._over_rows(shape):
+            return _Application(shape, None)
+        alone = self._scouting or self.reduce is identity
+        reduce = None if alone else self.reduce
+        empty = self._empty and not self._scouting
+        return _Application(shape, batch_statistics(call.input, reduce, empty=empty))
+
+    def _over_rows(self, shape: torch.Size) -> bool:
+        """Return whether the number of values follows that of rows.
+
+        Weights are the same as in the scouting pass; where rows lie along the channels
+        (instance norm by hand) the statistics are one example's own.
+        """
+        if self._scouting or self._application >= len(self._scouted):
+            return True
+        before = self._scouted[self._application]
+        return shape != before and shape[1] == before[1]
 
 
 @contextmanager
@@ -184,11 +199,11 @@ def untouched(
 ) -> Iterator[Passes]:
     """Give a runner of forward passes, and leave the model as it was.
 
-    Inside, the model is in eval mode (no dropout), autocast and `torch.compile` are
-    off, gradients can be taken even under `torch.inference_mode`, and batch norm is
-    what `norm_mode` says. Afterwards, also after an exception, the mode of every
-    submodule, every buffer, the `.grad` fields and the global random states (torch,
-    NumPy, Python) are what they were, to the bit.
+    Inside, the model is in eval mode (no dropout), autocast, `torch.compile` and
+    activation checkpointing are off, gradients can be taken even under
+    `torch.inference_mode`, and batch norm is what `norm_mode` says. Afterwards, also
+    after an exception, the mode of every submodule, every buffer, the `.grad` fields
+    and the global random states (torch, NumPy, Python) are what they were, to the bit.
 
     Args:
         model: Any module; nothing is converted.
@@ -212,4 +227,5 @@ def untouched(
         for device_type in {p.device.type for p in model.parameters()} | {"cpu"}:
             stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(uncompiled(model))
+        stack.enter_context(uncheckpointed())
         yield run

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -41,11 +42,26 @@ ACTIVATIONS = frozenset(
 _ADDITIONS = frozenset(["add", "add_"])
 
 
+def refuse_torchscript(model: nn.Module) -> None:
+    """Refuse modules whose operations and submodules can't be followed.
+
+    Raises:
+        ValueError: If there is one; the message names it.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"module {name or type(module).__name__!r} is TorchScript's, whose"
+                " operations can't be followed; give the model that it was made of"
+            )
+
+
 class Walk(TorchFunctionMode, ABC):
     """Numbers the candidate places of a forward pass in the order of entry."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        refuse_torchscript(model)
         self.entry = -1
         self.frames: list[tuple[int, nn.Module, str]] = []
         self._names = {

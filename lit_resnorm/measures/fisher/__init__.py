@@ -1,6 +1,8 @@
 """Fisher information matrices: exact spectra and traces, layer by layer."""
 
 from lit_resnorm.measures.fisher.asked import check_arguments
+from lit_resnorm.measures.fisher.measurement import apart
+from lit_resnorm.measures.fisher.network import check_readable
 from lit_resnorm.measures.fisher.result import FisherSpectrum
 from lit_resnorm.measures.fisher.spectrum import (
     empirical_fisher_spectrum,
@@ -10,7 +12,9 @@ from lit_resnorm.measures.fisher.spectrum import (
 
 __all__ = [
     "FisherSpectrum",
+    "apart",
     "check_arguments",
+    "check_readable",
     "empirical_fisher_spectrum",
     "fisher_gram",
     "fisher_spectrum",

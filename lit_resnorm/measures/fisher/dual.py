@@ -10,7 +10,7 @@ Shapes: N rows of this rank, D dual coefficients of all ranks, B vectors in a bl
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,9 @@ from lit_resnorm.measures.fisher.examples import Examples
 from lit_resnorm.measures.fisher.heads import Head
 from lit_resnorm.measures.fisher.network import Network
 from lit_resnorm.measures.observe import Passes, take_rows
+
+Way = Callable[[list[Tensor], Tensor], None]
+"""Takes tangents of the parameters and fills in each coefficient's product."""
 
 
 @dataclass
@@ -45,8 +48,9 @@ class Products:
         rows_at_once: Rows of one pass; all of them where rows depend on each other.
         keep_graphs: Whether the graphs of the forward passes are kept between products.
         reverse_twice: Whether the way forth differentiates the way back, which is
-            linear in the dual vector, in reverse mode. Faster for small layers, slower
-            for convolutions, and for operations without a rule for forward mode.
+            linear in the dual vector, in reverse mode, before it tries forward mode:
+            faster for small layers, slower for convolutions. Operations may have a rule
+            for one alone, or for neither.
         names: Parameters whose block is measured; all where empty.
     """
 
@@ -57,6 +61,8 @@ class Products:
     keep_graphs: bool
     reverse_twice: bool = False
     names: tuple[str, ...] = ()
+    _ways: list[Way] = field(init=False)
+    _proven: bool = False
     _graphs: list[_Chunk] = field(default_factory=list)
 
     def __call__(self, dual_DB: Tensor) -> Tensor:
@@ -68,6 +74,11 @@ class Products:
         grads = self._back(dual_D)
         return torch.stack([g.square().sum(dtype=torch.float64) for g in grads]).sum()
 
+    def __post_init__(self) -> None:
+        twice, forward = self._reverse_mode, self._forward_mode
+        first = [twice, forward] if self.reverse_twice else [forward, twice]
+        self._ways = [*first, self._each_coefficient]
+
     def _product(self, dual_D: Tensor) -> Tensor:
         shards = self.examples.shards
         grads = self._back(dual_D)
@@ -75,7 +86,30 @@ class Products:
             flat = shards.reduce(torch.cat([grad.flatten() for grad in grads]))
             parts = flat.split([grad.numel() for grad in grads])
             grads = [p.view_as(g) for p, g in zip(parts, grads, strict=True)]
-        return shards.gather(self._forth(grads)).flatten()
+        result_D = shards.gather(self._forth(grads)).flatten()
+        while not self._proven and len(self._ways) > 1:
+            if self._proves(dual_D, result_D, grads):
+                break
+            del self._ways[0]
+            result_D = shards.gather(self._forth(grads)).flatten()
+        self._proven = True
+        return result_D
+
+    def _proves(
+        self, dual_D: Tensor, result_D: Tensor, grads: Sequence[Tensor]
+    ) -> bool:
+        r"""Return whether :math:`u^\top F u = |J^\top R u|^2`, up to rounding.
+
+        It fails where a way forth misses something without an error: forward mode a
+        view of a parameter made beforehand, reverse mode a backward function that
+        leaves the graph. All ranks come to the same answer.
+        """
+        dual_D = dual_D.to(result_D)
+        squares = torch.stack([g.square().sum(dtype=torch.float64) for g in grads])
+        apart = (dual_D @ result_D - squares.sum()).abs()
+        # Rounding grows on its way through a network: a quarter of the digits.
+        bound = torch.finfo(self.network.dtype).eps ** 0.25
+        return not bool(apart > bound * dual_D.norm() * result_D.norm())
 
     def _parameters(self) -> dict[str, Tensor]:
         everything = self.network.parameters
@@ -128,20 +162,42 @@ class Products:
 
     def _forth(self, tangents: list[Tensor]) -> Tensor:
         examples = self.examples
-        result = torch.zeros(
-            examples.num_rows,
-            examples.num_seeds,
-            dtype=torch.float64,
-            device=self.network.device,
-        )
-        if not self.reverse_twice:
+        shape = examples.num_rows, examples.num_seeds
+        while True:
+            result = torch.zeros(shape, dtype=torch.float64, device=self.network.device)
             try:
-                self._forward_mode(tangents, result)
+                self._ways[0](tangents, result)
                 return result
-            except NotImplementedError:  # an operation without a rule for it
-                self.reverse_twice = True
-        self._reverse_mode(tangents, result)
-        return result
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # an operation without a rule for this way
+                if len(self._ways) == 1:
+                    raise
+                del self._ways[0]
+
+    def _each_coefficient(self, tangents: list[Tensor], result: Tensor) -> None:
+        """Take one backward pass a dual coefficient: slow, and nothing is needed."""
+        parameters = list(self._parameters().values())
+        for chunk in self._chunks():
+            shape = (*self.examples.slots[chunk.rows].shape, -1)
+            units = torch.eye(
+                result[chunk.rows].numel(),
+                dtype=self.network.dtype,
+                device=self.network.device,
+            )
+            for place, unit in enumerate(units):
+                grads = torch.autograd.grad(
+                    chunk.output,
+                    parameters,
+                    chunk.head.spread(unit.view(shape)),
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+                result[chunk.rows].view(-1)[place] = sum(
+                    (grad * tangent).sum(dtype=torch.float64)
+                    for grad, tangent in zip(grads, tangents, strict=True)
+                    if grad is not None
+                )
 
     @torch.no_grad()
     def _forward_mode(self, tangents: list[Tensor], result: Tensor) -> None:

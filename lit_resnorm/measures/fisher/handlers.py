@@ -1,7 +1,9 @@
-"""How each torch function uses parameters, by the function's name.
+"""How each torch function uses parameters.
 
-A handler makes the call and returns the output with the use, or None, without having
-made the call, where the parameters enter in no way that has a formula.
+A handler has the parameters of its function, by name and order, as far as it knows
+them: a call that is spelled otherwise does not fit it. It makes the call and returns
+the output with the use, or None, without having made the call, where the parameters
+enter in no way that has a formula.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lit_resnorm.measures.fisher.uses import (
     Convolution,
@@ -36,6 +39,9 @@ def _linear(
     bias: Tensor | None = None,
 ) -> Recorded:
     name, bias_name = name_of(weight), name_of(bias)
+    plain = weight.ndim == 2 and (bias is None or bias.shape == weight.shape[:1])
+    if not plain or not (name or bias_name):
+        return None
     output = func(input, weight, bias)
     if not name:
         return output, _bias(output, bias_name, output.ndim - 1)
@@ -62,7 +68,7 @@ def _convolution(
     groups: int = 1,
 ) -> Recorded:
     name, bias_name = name_of(weight), name_of(bias)
-    if input.ndim != weight.ndim or (name and groups != 1):
+    if input.ndim != weight.ndim or (name and groups != 1) or not (name or bias_name):
         return None
     output = func(input, weight, bias, stride, padding, dilation, groups)
     if not name:
@@ -95,7 +101,7 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Recorded:
-    if max_norm is not None or scale_grad_by_freq or sparse:
+    if max_norm is not None or scale_grad_by_freq or sparse or not name_of(weight):
         return None
     output = func(input, weight, padding_idx, max_norm, norm_type)
     index = input.detach()
@@ -123,6 +129,8 @@ def _statistic_norm(
     *args: Any,
     **kwargs: Any,
 ) -> Recorded:
+    if not name_of(weight) and not name_of(bias):
+        return None
     normed = func(input, running_mean, running_var, None, None, *args, **kwargs)
     return _affine(name_of, normed, weight, bias, dim=1)
 
@@ -136,6 +144,8 @@ def _group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Recorded:
+    if not name_of(weight) and not name_of(bias):
+        return None
     normed = func(input, num_groups, None, None, eps)
     return _affine(name_of, normed, weight, bias, dim=1)
 
@@ -149,6 +159,8 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Recorded:
+    if not name_of(weight) and not name_of(bias):
+        return None
     normed = func(input, normalized_shape, None, None, eps)
     return _affine(name_of, normed, weight, bias)
 
@@ -161,31 +173,33 @@ def _rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Recorded:
+    if not name_of(weight):
+        return None
     return _affine(name_of, func(input, normalized_shape, None, eps), weight, None)
 
 
-def _multiply(name_of: Names, func: Function, *args: Any) -> Recorded:
-    return _broadcast(name_of, func, args, product=True)
+def _multiply(name_of: Names, func: Function, input: Any, other: Any) -> Recorded:
+    return _broadcast(name_of, func, input, other, product=True)
 
 
-def _add(name_of: Names, func: Function, *args: Any) -> Recorded:
-    return _broadcast(name_of, func, args, product=False)
+def _add(name_of: Names, func: Function, input: Any, other: Any) -> Recorded:
+    return _broadcast(name_of, func, input, other, product=False)
 
 
 def _broadcast(
-    name_of: Names, func: Function, args: tuple[Any, ...], *, product: bool
+    name_of: Names, func: Function, input: Any, other: Any, *, product: bool
 ) -> Recorded:
-    if len(args) != 2 or not all(isinstance(arg, Tensor) for arg in args):
+    if not isinstance(input, Tensor) or not isinstance(other, Tensor):
         return None
-    parameters = [arg for arg in args if name_of(arg)]
-    if len(parameters) != 1:
+    parameters = [operand for operand in (input, other) if name_of(operand)]
+    if len(parameters) != 1 or input.is_complex() or other.is_complex():
         return None
-    other = args[0] if parameters[0] is args[1] else args[1]
-    output = func(*args)
+    factor = other if parameters[0] is input else input
+    output = func(input, other)
     use = Scale(
         name_of(parameters[0]),
         output.shape,
-        factor=other.detach() if product else None,
+        factor=factor.detach() if product else None,
         view=(1,) * (output.ndim - parameters[0].ndim) + tuple(parameters[0].shape),
     )
     return output, use
@@ -243,17 +257,21 @@ def _each(value: Any, num: int) -> tuple[int, ...]:
     )
 
 
-HANDLERS: dict[str, Callable[..., Recorded]] = {
-    "linear": _linear,
-    "conv1d": _convolution,
-    "conv2d": _convolution,
-    "conv3d": _convolution,
-    "embedding": _embedding,
-    "batch_norm": _statistic_norm,
-    "instance_norm": _statistic_norm,
-    "group_norm": _group_norm,
-    "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
-    "mul": _multiply,
-    "add": _add,
+HANDLERS: dict[Function, Callable[..., Recorded]] = {
+    F.linear: _linear,
+    F.conv1d: _convolution,
+    F.conv2d: _convolution,
+    F.conv3d: _convolution,
+    F.embedding: _embedding,
+    F.batch_norm: _statistic_norm,
+    F.instance_norm: _statistic_norm,
+    F.group_norm: _group_norm,
+    F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    torch.mul: _multiply,
+    Tensor.mul: _multiply,
+    torch.add: _add,
+    Tensor.add: _add,
 }
+"""By the function itself: those of torch and of its functional module differ in the
+order of their parameters where they share a name."""

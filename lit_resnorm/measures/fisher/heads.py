@@ -195,15 +195,22 @@ class Head:
     def _loss_gradient(self, logits_NTC: Tensor, targets: Tensor | None) -> Tensor:
         if targets is None:
             raise ValueError("the empirical Fisher needs targets; they are None")
+        # Positions without a weight may have any label, NaN among them.
+        active_NT1 = self._scales > 0
         if self.layout.output == "softmax":
-            labels = (
-                targets.reshape(len(targets), -1)
-                .gather(1, self._slots[..., 0])
-                .clamp_min(0)
-            )
-            return logits_NTC.softmax(-1) - F.one_hot(labels, logits_NTC.shape[-1])
+            labels_NT = targets.reshape(len(targets), -1).gather(1, self._slots[..., 0])
+            labels_NT = labels_NT.masked_fill(~active_NT1[..., 0], 0).long()
+            num_classes = logits_NTC.shape[-1]
+            beyond = (labels_NT < 0) | (labels_NT >= num_classes)
+            if bool(beyond.any()):
+                raise ValueError(
+                    f"a label is {int(labels_NT[beyond][0])}, with a positive weight;"
+                    f" the output has {num_classes} classes"
+                )
+            return logits_NTC.softmax(-1) - F.one_hot(labels_NT, num_classes)
         shaped = targets.reshape(self._shape).to(logits_NTC)
         labels_NTC = self.layout.to_positions(shaped).gather(1, self._slots)
+        labels_NTC = labels_NTC.masked_fill(~active_NT1, 0)
         if self.layout.output == "bernoulli":
             return logits_NTC.sigmoid() - labels_NTC
         return logits_NTC - labels_NTC

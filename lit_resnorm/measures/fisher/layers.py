@@ -44,7 +44,7 @@ class Block:
     def rows(self, left: Leavings) -> Tensor:
         """Return the block's gradients, shape `(N, S, P)`."""
         if not self.places:
-            return left.grads[0].flatten(1)[None]
+            return left.grads[0].reshape(1, len(left.grads[0]), -1)
         rows = [use.rows(grad, left.num_rows) for use, grad in left.pairs()]
         return rows[0] if len(rows) == 1 else torch.stack(rows).sum(dim=0)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_resnorm.measures.fisher.dual import Products
+from lit_resnorm.measures.fisher.examination import examine
 from lit_resnorm.measures.fisher.examples import Examples
 from lit_resnorm.measures.fisher.heads import Layout
 from lit_resnorm.measures.fisher.network import Forward, Network
@@ -23,7 +24,6 @@ from lit_resnorm.measures.fisher.shards import Shards
 from lit_resnorm.measures.fisher.sweep import Sweep
 from lit_resnorm.measures.fisher.uses import Convolution
 from lit_resnorm.measures.observe import (
-    NormMode,
     Passes,
     Reduce,
     check_norm_mode,
@@ -68,24 +68,19 @@ class Measurement:
     """A model and a probe batch, ready for passes.
 
     Attributes:
-        sweep: Passes to the layers, row by row; not for norm mode `train`.
-        norm_mode: What batch norms do.
+        sweep: Passes to the layers, row by row; not where rows are coupled.
+        coupled: Whether a row's output depends on the other rows.
         memory: Bytes that may be taken.
     """
 
     sweep: Sweep
-    norm_mode: NormMode
+    coupled: bool
     memory: int
 
     @property
     def examples(self) -> Examples:
         """The probe batch."""
         return self.sweep.examples
-
-    @property
-    def coupled(self) -> bool:
-        """Whether a row's output depends on the other rows."""
-        return self.norm_mode == "train"
 
     @property
     def num_parameters(self) -> int:
@@ -122,6 +117,15 @@ class Measurement:
         )
 
 
+def apart(model: nn.Module, norm_mode: str) -> str:
+    """Return why ranks can't measure rows that depend on each other, in one line."""
+    return (
+        f"the examples of {type(model).__name__} depend on each other in norm_mode"
+        f" {norm_mode!r}, and ranks hold them apart: measure with norm_mode 'train',"
+        " which gives every rank the whole batch"
+    )
+
+
 @contextmanager
 def measurement(model: nn.Module, x: Any, settings: Settings) -> Iterator[Measurement]:
     """Set up a measurement; the model is untouched during and after it.
@@ -144,34 +148,94 @@ def measurement(model: nn.Module, x: Any, settings: Settings) -> Iterator[Measur
         untouched(model, norm_mode=norm_mode, reduce=reduce) as run,
     ):
         filled, empty = occupied(x)
-        recorder, output = _recorded_row(network, run, filled, empty=empty)
-        if norm_mode == "frozen" and run.num_norms:
-            with torch.no_grad():
-                run(lambda: network(filled), empty=empty, recalibrate=True)
+        passes = _FirstPasses(network, run, filled, empty, shards)
+        recorder, output, coupled = passes()
         examples = _examples(x, output, shards, settings)
         sweep = Sweep(network, run, examples, max(1, settings.memory // 4))
-        sweep.follow(recorder)
-        yield Measurement(sweep, norm_mode, settings.memory)
+        sweep.follow(recorder, together=passes.separable)
+        yield Measurement(sweep, coupled, settings.memory)
 
 
-def _recorded_row(
-    network: Network, run: Passes, x: Any, *, empty: bool
-) -> tuple[Recorder, Tensor]:
-    recorder = Recorder(network.parameters)
-    # Rows that depend on each other are run together, or batch norm has no batch.
-    few = x if run.norm_mode == "train" else take_rows(x, slice(0, 1))
+@dataclass
+class _FirstPasses:
+    """The passes that show what the network is.
 
-    def recorded() -> Tensor:
-        with recorder:
-            return network(few)
+    Attributes:
+        network: What is measured.
+        run: Runner of forward passes.
+        x: This rank's rows, or a dummy.
+        empty: Whether it is a dummy.
+        shards: Rows of all ranks.
+        separable: Whether rows that run together can be told apart in every use.
+    """
 
-    output = run(recorded, empty=empty)
-    if not output.requires_grad:
-        raise ValueError(
-            f"the output of {type(network.model).__name__} does not depend on any of"
-            f" its {len(network.parameters)} trainable parameters"
-        )
-    return recorder, output
+    network: Network
+    run: Passes
+    x: Any
+    empty: bool
+    shards: Shards
+    separable: bool = True
+
+    def __call__(self) -> tuple[Recorder, Tensor, bool]:
+        """Return what a pass found, its output, and whether rows are coupled.
+
+        The pass is one on a single row, or where rows are coupled on all.
+
+        Raises:
+            ValueError: If the output depends on no parameter, or rows that depend on
+                each other are on several ranks.
+        """
+        run = self.run
+        if run.norm_mode == "train":  # together, or batch norm has no batch
+            recorder, output = self._recorded(self.x)
+            self._add_unexplained(recorder, output)
+            return recorder, output, True
+        one = take_rows(self.x, slice(0, 1))
+        recorder, output = self._recorded(one, scout=True)
+        if run.num_norms:
+            self._calibrate()
+            recorder, output = self._recorded(one)
+        coupled = run.takes_rows_together
+        if not coupled:
+            coupled = self._add_unexplained(recorder, output)
+        if not coupled:
+            return recorder, output, False
+        if not self.shards.alone:
+            raise ValueError(apart(self.network.model, run.norm_mode))
+        run.live = True
+        recorder, output = self._recorded(self.x)
+        self._add_unexplained(recorder, output)
+        return recorder, output, True
+
+    def _calibrate(self) -> None:
+        """Take statistics from all rows, where they are over rows."""
+        with torch.no_grad():
+            if num_rows(self.x) == 1:  # as many as in the pass before
+                twice = take_rows(self.x, torch.zeros(2, dtype=torch.long))
+                self.run(lambda: self.network(twice), scout=True)
+            self.run(lambda: self.network(self.x), empty=self.empty)
+
+    def _recorded(self, x: Any, *, scout: bool = False) -> tuple[Recorder, Tensor]:
+        recorder = Recorder(self.network.parameters)
+
+        def recorded() -> Tensor:
+            with recorder:
+                return self.network(x)
+
+        output = self.run(recorded, empty=self.empty, scout=scout)
+        if not output.requires_grad:
+            raise ValueError(
+                f"the output of {type(self.network.model).__name__} does not depend on"
+                f" any of its {len(self.network.parameters)} trainable parameters"
+            )
+        return recorder, output
+
+    def _add_unexplained(self, recorder: Recorder, output: Tensor) -> bool:
+        """Note what gradients show besides; return whether they show coupled rows."""
+        found = examine(self.network, self.run, self.x, recorder, output, self.shards)
+        recorder.general |= found.otherwise
+        self.separable = found.separable
+        return found.coupled
 
 
 def _examples(

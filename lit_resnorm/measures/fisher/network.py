@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_resnorm.measures.functional_calls import with_weights
 from lit_resnorm.measures.passes.batches import mapped, take_rows
+from lit_resnorm.measures.walk import refuse_torchscript
 
 Forward = Callable[[Any, Any], Tensor]
 """How the model is applied to a batch: `(model, x) -> output`."""
@@ -31,12 +32,14 @@ class Network:
             half-precision model copies in float32.
 
     Raises:
-        ValueError: If no parameter is trainable.
+        ValueError: If no parameter is trainable, one is complex, or a module is
+            TorchScript's.
     """
 
     def __init__(self, model: nn.Module, forward: Forward) -> None:
         self.model = model
         self._forward = forward
+        check_readable(model)
         own = dict(model.named_parameters())
         self.parameters = {n: p for n, p in own.items() if p.requires_grad}
         if not self.parameters:
@@ -99,6 +102,21 @@ class Network:
     def rows(self, x: Any, rows: slice) -> Any:
         """Return some rows of a batch."""
         return take_rows(x, rows)
+
+
+def check_readable(model: nn.Module) -> None:
+    """Refuse models of which there is no Fisher matrix, or none that can be followed.
+
+    Raises:
+        ValueError: If a module is TorchScript's or a parameter complex; it is named.
+    """
+    refuse_torchscript(model)
+    for name, parameter in model.named_parameters():
+        if parameter.is_complex():
+            raise ValueError(
+                f"parameter {name!r} is of {parameter.dtype}; a Fisher matrix is of"
+                " real parameters: keep real and imaginary parts apart"
+            )
 
 
 def _widen(leaf: Any) -> Any:

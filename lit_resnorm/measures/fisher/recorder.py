@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import cache
+from inspect import Signature, signature
 from typing import Any
 
 from torch import Tensor
@@ -10,8 +13,14 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from lit_resnorm.measures.fisher.handlers import HANDLERS, Function
+from lit_resnorm.measures.fisher.handlers import HANDLERS, Function, Recorded
 from lit_resnorm.measures.fisher.uses import Use
+
+
+@cache
+def _signature_of(function: Callable[..., Any]) -> Signature:
+    """Return the function's signature."""
+    return signature(function)
 
 
 class Recorder(TorchFunctionMode):
@@ -48,32 +57,45 @@ class Recorder(TorchFunctionMode):
         names = self._met((args, kwargs))
         if not names:
             return func(*args, **kwargs)
-        handler = HANDLERS.get(getattr(func, "__name__", ""))
-        if handler is not None:
-            recorded = handler(self.name, func, *args, **kwargs)
-            if recorded is not None:
-                output, use = recorded
-                if output.requires_grad:
-                    self.uses.append(use)
-                    self.edges.append(get_gradient_edge(output))
-                    self.general |= names - set(use.names)
-                return output
-        output = func(*args, **kwargs)
-        if any(
-            isinstance(leaf, Tensor) and leaf.requires_grad
-            for leaf in pytree.tree_leaves(output)
-        ):
-            self.general |= names
+        recorded = self._handled(func, args, kwargs)
+        if recorded is None:
+            output = func(*args, **kwargs)
+            if any(
+                isinstance(leaf, Tensor) and leaf.requires_grad
+                for leaf in pytree.tree_leaves(output)
+            ):
+                self.general.update(names)
+            return output
+        output, use = recorded
+        if output.requires_grad:
+            self.uses.append(use)
+            self.edges.append(get_gradient_edge(output))
+            # What enters twice, or elsewhere too, has no formula.
+            left_over = Counter(names)
+            left_over.subtract(use.names)
+            self.general.update(+left_over)
         return output
+
+    def _handled(
+        self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Recorded:
+        handler = HANDLERS.get(func)
+        if handler is None:
+            return None
+        try:
+            fitted = _signature_of(handler).bind(self.name, func, *args, **kwargs)
+        except TypeError:  # spelled as the handler does not know it
+            return None
+        return handler(*fitted.args, **fitted.kwargs)
 
     def name(self, tensor: Any) -> tuple[str, ...]:
         """Return the tensor's name as a trainable parameter, or nothing."""
         name = self._names.get(id(tensor))
         return () if name is None else (name,)
 
-    def _met(self, values: Any) -> set[str]:
-        return {
+    def _met(self, values: Any) -> list[str]:
+        return [
             self._names[id(leaf)]
             for leaf in pytree.tree_leaves(values)
             if id(leaf) in self._names
-        }
+        ]

@@ -23,6 +23,7 @@ class FisherSpectrum:
             for the next measurement on the same batch.
         num_products: Matrix-vector products that the iterations took.
         layers: The same of each layer's own block, by site, where asked for.
+        coupled: Whether rows depend on each other, so that ranks can't hold them apart.
     """
 
     eigenvalues: Tensor
@@ -33,6 +34,7 @@ class FisherSpectrum:
     vectors: Tensor | None = None
     num_products: int = 0
     layers: dict[str, FisherSpectrum] = field(default_factory=dict)
+    coupled: bool = False
 
     @property
     def max(self) -> float:

@@ -13,6 +13,7 @@ squared distance, summed over outputs, averaged over examples.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -61,7 +62,9 @@ def fisher_spectrum(
         output: `softmax`, `bernoulli` or `gaussian`: the distribution that the loss
             belongs to; `auto`: softmax for two or more logits, bernoulli for one.
         norm_mode: `frozen`, `eval` or `train`; in mode `train` rows depend on each
-            other, and every rank must hold the whole batch.
+            other, and every rank must hold the whole batch. Where they do in another
+            mode (a batch norm that asks for the batch's statistics in eval mode) the
+            batch is measured as a whole, on one rank.
         num_eigenvalues: None: all non-zero ones (above 1e-10 of the largest in float64,
             1e-6 in float32); 0: none, trace and mean alone; k: the largest k, fewer
             where the rank is lower; `auto`: all where the matrix has at most 4096 rows,
@@ -87,7 +90,8 @@ def fisher_spectrum(
 
     Raises:
         ValueError: If an argument can't be right, the model has no trainable parameter,
-            or all eigenvalues need a matrix beyond the free memory.
+            a complex one or a TorchScript module, rows that depend on each other are on
+            several ranks, or all eigenvalues need a matrix beyond the free memory.
     """
     settings = Settings(
         output, norm_mode, reduce, forward, class_dim, weights, None, loss_scale, memory
@@ -125,7 +129,8 @@ def empirical_fisher_spectrum(
         model: Any module.
         x: The batch, or this rank's rows.
         y: Labels: class indices for the softmax, shaped as the output without
-            `class_dim`; else numbers shaped as the output.
+            `class_dim`; else numbers shaped as the output. Those of weight 0 may be
+            anything.
         output: Which loss: cross entropy (`softmax`, `bernoulli`) or half the squared
             distance (`gaussian`).
         norm_mode: As for the Fisher matrix, and so are all further arguments.
@@ -205,7 +210,7 @@ def _spectrum(
             few = some if of.coupled else take_rows(some, slice(0, 1))
             layers = layers_by_site(model, of.sweep.blocks, lambda: of.one_pass(few))
             layers = _matching(layers, asked.per_layer)
-        return spectrum(of, asked.of(of), layers)
+        return replace(spectrum(of, asked.of(of), layers), coupled=of.coupled)
 
 
 def _matching(

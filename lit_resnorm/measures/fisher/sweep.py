@@ -66,14 +66,21 @@ class Sweep:
     stacked: bool = True
     vectorised: bool = True
 
-    def follow(self, recorder: Recorder) -> None:
-        """Take over what a recorded pass on one row found."""
+    def follow(self, recorder: Recorder, *, together: bool) -> None:
+        """Take over what a recorded pass on one row found.
+
+        Args:
+            recorder: Of that pass.
+            together: Whether rows can be told apart where several are run.
+        """
         self.traced = recorder.uses
         self.blocks = find_blocks(
             recorder.uses, recorder.general, self.network.parameters
         )
-        self.stacked = all(block.places for block in self.blocks) and all(
-            use.separable and use.shape[0] == 1 for use in recorder.uses
+        self.stacked = (
+            together
+            and all(block.places for block in self.blocks)
+            and all(use.separable and use.shape[0] == 1 for use in recorder.uses)
         )
 
     def __call__(self, blocks: Sequence[Block], visit: Visit) -> None:

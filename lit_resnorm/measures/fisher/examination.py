@@ -1,0 +1,233 @@
+"""Whether what a recorded pass found holds: checked against autograd on two rows.
+
+Functions that torch's function modes do not see (custom autograd functions, scripted
+functions, views of parameters made beforehand) can take parameters in, and rows can
+depend on each other in ways that no call shows. Both show in gradients.
+
+Shapes: S seeds, P parameters of a use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_resnorm.measures.fisher.network import Network
+from lit_resnorm.measures.fisher.recorder import Recorder
+from lit_resnorm.measures.fisher.shards import Shards
+from lit_resnorm.measures.fisher.uses import Embedding, Outer, Scale, Use
+from lit_resnorm.measures.observe import Passes, num_rows, take_rows
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What gradients say of the recorded uses.
+
+    Attributes:
+        otherwise: Parameters whose gradient is not that of their uses.
+        separable: Whether rows that run together can be told apart in every use.
+        coupled: Whether a row's output or gradient depends on the other rows.
+    """
+
+    otherwise: frozenset[str]
+    separable: bool
+    coupled: bool
+
+
+def examine(
+    network: Network,
+    run: Passes,
+    x: Any,
+    recorder: Recorder,
+    output: Tensor,
+    shards: Shards,
+) -> Examined:
+    """Return what gradients say, the same on every rank.
+
+    Args:
+        network: What is measured.
+        run: Runner of forward passes.
+        x: This rank's rows.
+        recorder: What a pass on the first of them found.
+        output: That pass's output.
+        shards: Rows of all ranks.
+    """
+    seed = _seed(output)
+    parameters = list(network.parameters.values())
+    with _single_precision():
+        direct = _gradients(output, parameters, seed)
+        found = _unexplained(network, recorder, output, seed, direct)
+        pair = take_rows(x, slice(0, 2))
+        separable, coupled = True, False
+        if num_rows(pair) == 2 and run.norm_mode != "train":
+            separable, coupled = _examine_pair(
+                network, run, pair, (recorder, output, seed), direct
+            )
+    # Parameters in the order of the network: all ranks have the same.
+    flags = seed.new_tensor([*found, not separable, coupled], dtype=torch.float64)
+    if not shards.alone:
+        flags = shards.reduce(flags)
+    *unexplained, mixed, coupled = flags.bool().tolist()
+    names = zip(network.parameters, unexplained, strict=True)
+    return Examined(frozenset(n for n, flag in names if flag), not mixed, coupled)
+
+
+def _unexplained(
+    network: Network,
+    recorder: Recorder,
+    output: Tensor,
+    seed: Tensor,
+    direct: Sequence[Tensor],
+) -> list[bool]:
+    """Return for each parameter whether its uses give another gradient than autograd's.
+
+    Only sums are taken in another order, of terms whose size is known.
+    """
+    by_uses = {n: torch.zeros_like(p).flatten() for n, p in network.parameters.items()}
+    sizes = {n: torch.zeros_like(p).flatten() for n, p in network.parameters.items()}
+    grads = _use_gradients(recorder, output, seed)
+    for use, grad in zip(recorder.uses, grads, strict=True):
+        for name, part in zip(use.names, _parts(use, grad), strict=True):
+            by_uses[name] += part
+        for name, part in zip(use.names, _parts(*_sized(use, grad)), strict=True):
+            sizes[name] += part
+    return [
+        name not in recorder.general
+        and _apart(grad.flatten(), by_uses[name], sizes[name], 0.5)
+        for name, grad in zip(network.parameters, direct, strict=True)
+    ]
+
+
+def _examine_pair(
+    network: Network,
+    run: Passes,
+    pair: Any,
+    first: tuple[Recorder, Tensor, Tensor],
+    direct: Sequence[Tensor],
+) -> tuple[bool, bool]:
+    """Return whether two rows can be told apart in uses, and whether they are coupled.
+
+    Rounding differs between one row and two and grows on its way through a network, so
+    that only a quarter of the digits must agree.
+    """
+    recorder, output, seed = first
+    of_pair = Recorder(network.parameters)
+    before = _random_states()
+
+    def recorded() -> Tensor:
+        with of_pair:
+            return network(pair)
+
+    both = run(recorded)
+    if not torch.equal(before, _random_states()):
+        return True, False  # a network that draws is no function of its rows
+    seeds = torch.cat([seed, torch.zeros_like(seed)])
+    if seeds.shape != both.shape:
+        return False, True
+    grads = _gradients(both, list(network.parameters.values()), seeds)
+    coupled = _apart(both[: len(output)], output, output, 0.25)
+    coupled |= _apart(_flat(grads), _flat(direct), _flat(direct), 0.25)
+    if [use.names for use in of_pair.uses] != [use.names for use in recorder.uses]:
+        return False, coupled
+    if any(not use.separable or use.shape[0] != 2 for use in of_pair.uses):
+        return False, coupled
+    # Row 0 of the pair, while row 1 has a gradient too.
+    alone = _use_gradients(recorder, output, seed)
+    together = _use_gradients(of_pair, both, torch.cat([seed, seed]))
+    for place, use in enumerate(recorder.uses):
+        row = use.rows(alone[place], 1)[0]
+        found = of_pair.uses[place].rows(together[place], 2)[0]
+        sized, grad = _sized(use, alone[place])
+        if _apart(found, row, sized.rows(grad, 1)[0], 0.25):
+            return False, coupled
+    return True, coupled
+
+
+def _parts(use: Use, grad: Tensor) -> Sequence[Tensor]:
+    """Return the gradient of each of a use's parameters, over all rows, flat."""
+    row_P = use.rows(grad, 1)[0, 0]
+    if not isinstance(use, Outer):
+        return row_P.chunk(len(use.names))
+    row_OI = row_P.view(use.num_outputs, use.num_inputs)
+    if isinstance(use, Embedding):
+        return [row_OI.T.flatten()]
+    if not use.has_bias:
+        return [row_P]
+    return row_OI[:, :-1].flatten(), row_OI[:, -1]
+
+
+def _sized(use: Use, grad: Tensor) -> tuple[Use, Tensor]:
+    """Return a use and a gradient that give the sums of absolute values."""
+    if isinstance(use, Scale) and use.factor is not None:
+        use = replace(use, factor=use.factor.abs())
+    elif isinstance(use, Outer) and not isinstance(use, Embedding):
+        use = replace(use, input=use.input.abs())
+    return use, grad.abs()
+
+
+def _apart(found: Tensor, expected: Tensor, sizes: Tensor, power: float) -> bool:
+    # NaN is apart from nothing: it is measured as it is.
+    bound = torch.finfo(found.dtype).eps ** power * sizes.detach().norm()
+    return bool((found.detach() - expected.detach()).norm() > bound)
+
+
+def _random_states() -> Tensor:
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
+    return torch.cat(states)
+
+
+def _seed(output: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    return drawn.to(output)
+
+
+def _flat(grads: Sequence[Tensor]) -> Tensor:
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+def _gradients(
+    output: Tensor, parameters: Sequence[Tensor], seed: Tensor
+) -> Sequence[Tensor]:
+    return torch.autograd.grad(
+        output,
+        parameters,
+        seed,
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+
+
+def _use_gradients(
+    recorder: Recorder, output: Tensor, seed: Tensor
+) -> Sequence[Tensor]:
+    """Return the gradient of each use's output, shape `(1, *shape)`."""
+    edges: list[Any] = list(recorder.edges)
+    if not edges:
+        return []
+    grads = torch.autograd.grad(
+        output, edges, seed, retain_graph=True, allow_unused=True
+    )
+    return [
+        (seed.new_zeros(use.shape) if grad is None else grad)[None]
+        for use, grad in zip(recorder.uses, grads, strict=True)
+    ]
+
+
+@contextmanager
+def _single_precision() -> Iterator[None]:
+    # cuDNN's convolutions of float32 have three digits unless told otherwise.
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
