@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
+from lit_resnorm_callbacks.collation import WatchedCollation
+
 
 class BatchIndices:
     """Tells which examples of the training set the batch in hand holds.
@@ -23,7 +25,10 @@ class BatchIndices:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._recorded: _Recorded | None = None
+        # Several loaders: a search for a rate trains on others amid a run.
+        self._recorded: dict[DataLoader[Any], _Recorded] = {}
+        self._collations: dict[DataLoader[Any], WatchedCollation] = {}
+        self._replaced: list[DataLoader[Any]] = []
         self._put_back: Callable[[], None] | None = None
 
     def watch(self, trainer: Trainer) -> None:
@@ -49,6 +54,9 @@ class BatchIndices:
         if self._put_back is not None:
             self._put_back()
             self._put_back = None
+        for loader in self._replaced:
+            loader.collate_fn = self._collations[loader].collate
+        self._replaced.clear()
 
     def num_examples(self, trainer: Trainer) -> int:
         """Return the size of the training set.
@@ -75,23 +83,48 @@ class BatchIndices:
         return len(dataset)
 
     def current(self, trainer: Trainer) -> list[int]:
-        """Return the indices of the batch in hand; call once a batch."""
+        """Return the indices of the batch in hand; call once a batch.
+
+        Raises:
+            ValueError: If they aren't known, or the batch's rows are in another order.
+        """
         loader: Any = trainer.train_dataloader
         if hasattr(loader, "batch_indices"):
             return [int(index) for index in loader.batch_indices()]
-        if self._recorded is None or not self._recorded.given:
+        recorded = self._recorded.get(loader)
+        if recorded is None or not recorded.given:
             raise ValueError(
                 f"{self.name}: a batch came that no sampler of the loader had named"
             )
-        return _indices(self._recorded.given.popleft())
+        collation = self._collations.get(loader)
+        if collation is not None and collation.found:
+            raise ValueError(
+                f"{self.name}: the training loader's collate_fn"
+                f" {_name(collation.collate)} reorders, mixes or changes rows:"
+                " collated one by one, examples give others; which row to leave out"
+                " can't be told"
+            )
+        return _indices(recorded.given.popleft())
 
     def _record(self, loader: DataLoader[Any]) -> None:
-        if isinstance(loader.dataset, IterableDataset):
+        if isinstance(loader.dataset, IterableDataset) or loader in self._recorded:
             return
-        name = "sampler" if loader.batch_sampler is None else "batch_sampler"
-        self._recorded = _Recorded(getattr(loader, name))
+        batched = loader.batch_sampler is not None
+        name = "batch_sampler" if batched else "sampler"
+        self._recorded[loader] = _Recorded(getattr(loader, name))
         # DataLoader refuses to have it set, lest the loader's options contradict it.
-        vars(loader)[name] = self._recorded
+        vars(loader)[name] = self._recorded[loader]
+        if not batched:
+            return
+        collate: Any = loader.collate_fn
+        if not isinstance(collate, WatchedCollation):  # as another probe may have done
+            loader.collate_fn = collate = WatchedCollation(collate)
+            self._replaced.append(loader)
+        self._collations[loader] = collate
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", type(function).__qualname__)
 
 
 class _Recorded:

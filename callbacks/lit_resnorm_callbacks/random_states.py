@@ -44,3 +44,14 @@ class RandomStates:
             torch.cuda.set_rng_state_all(self.cuda)
         np.random.set_state(self.numpy)  # noqa: NPY002
         random.setstate(self.python)
+
+    def moved(self) -> bool:
+        """Return whether random numbers were drawn since."""
+        now = RandomStates.now()
+        states = [self.torch, *self.cuda, torch.from_numpy(self.numpy[1])]
+        present = [now.torch, *now.cuda, torch.from_numpy(now.numpy[1])]
+        return (
+            self.python != now.python
+            or self.numpy[2:] != now.numpy[2:]
+            or not all(map(torch.equal, states, present))
+        )
