@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_resnorm.measures.copies import Bound, Losses
+from lit_resnorm.measures.copies import Losses
 from lit_resnorm.measures.losses import check_mean
 from lit_resnorm.measures.observe import Reduce
 from lit_resnorm.measures.preserved import random_state
@@ -17,7 +17,7 @@ from lit_resnorm.measures.rehearsal import rehearse
 from lit_resnorm_callbacks.batch_indices import BatchIndices
 from lit_resnorm_callbacks.cadence import steps_taken
 from lit_resnorm_callbacks.left_out import LeftOut
-from lit_resnorm_callbacks.ranks import measured_together
+from lit_resnorm_callbacks.ranks import OutOfMemoryError, measured_together
 from lit_resnorm_callbacks.twin_training import TwinTraining
 
 
@@ -28,7 +28,7 @@ class RunFollower:
 
     Args:
         name: The probe's name, for messages.
-        strict: Raise where it fails, as in any case in the first batch.
+        strict: Raise where it fails, as in any case before the first step is over.
 
     Attributes:
         indices: Which examples a batch holds.
@@ -42,14 +42,15 @@ class RunFollower:
         self.broken: str | None = None
         self._strict = strict
         self._name = name
-        self._compared = False
         self._under_way = False
+        self._first_step = 0
         self._batch_in_hand: Any = None
 
-    def start(self) -> None:
-        """Begin anew, without twins."""
+    def start(self, step: int) -> None:
+        """Begin anew, without twins, after so many optimizer steps."""
         self.training = self.broken = None
-        self._compared = self._under_way = False
+        self._under_way = False
+        self._first_step = step
 
     def begin_batch(
         self, trainer: Trainer, batch: Any, batch_idx: int, left_out: LeftOut
@@ -66,10 +67,10 @@ class RunFollower:
 
         self._guarded(trainer, begin)
 
-    def compare(
+    def before_backward(
         self, trainer: Trainer, module: nn.Module, losses: Losses, loss: Tensor
     ) -> None:
-        """Before the first step, see that the examples' losses make the run's.
+        """Before an epoch's first step, see that the examples' losses make the run's.
 
         Args:
             trainer: The trainer.
@@ -80,35 +81,50 @@ class RunFollower:
         Raises:
             ValueError: If the losses of examples don't average to it.
         """
-        if self._compared:
-            return
-        self._compared = True
         training, batch = self.training, self._batch_in_hand
 
-        def compared(_: Reduce) -> None:
+        def compare(_: Reduce) -> None:
             if training is not None:
-                training.compare(trainer, batch, loss)
+                training.before_backward(trainer, batch, loss)
                 return
             with random_state():
                 around = trainer.precision_plugin.train_step_context
-                seen = rehearse(Bound(module, losses), batch, around)
+                seen = rehearse(module, losses, batch, around)
             if not seen.draws:  # else other masks make other losses
                 own = loss * trainer.accumulate_grad_batches
                 check_mean(self._name, seen.losses, own)
 
-        measured_together(trainer, compared)
+        if training is not None or not self._under_way:
+            self._guarded(trainer, compare)
 
-    def before_step(self, optimizer: Optimizer) -> None:
-        """Take over the settings of the run's step."""
-        if self.training is not None:
-            self.training.before_step(optimizer)
+    def before_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
+        """Train what the run is about to train."""
+        if (training := self.training) is not None:
+            self._guarded(trainer, lambda _: training.before_step(optimizer))
 
     def end_batch(self, trainer: Trainer, batch: Any) -> None:
         """Train the twins on the batch."""
         self._batch_in_hand = None
         if (training := self.training) is not None:
             self._guarded(trainer, lambda reduce: training.end(trainer, batch, reduce))
-        self._under_way = True
+        self._under_way |= steps_taken(trainer, in_batch=True) > self._first_step
+
+    def check(self) -> None:
+        """See that the twins are what they should be.
+
+        Raises:
+            RuntimeError: If they could not be trained, or the run's weights aren't
+                those that it trained.
+        """
+        if self.broken is not None:
+            raise RuntimeError(self.broken)
+        if self.training is not None:
+            self.training.check_weights()
+
+    def finish(self) -> None:
+        """Let the weights be changed: the run has ended."""
+        if self.training is not None:
+            self.training.finish()
 
     def release(self) -> None:
         """Take the hooks off."""
@@ -122,6 +138,14 @@ class RunFollower:
         try:
             measured_together(trainer, work)
         except Exception as error:
-            if self._strict or not self._under_way:
+            why = f"{type(error).__name__}: {error}"
+            if self._strict:
                 raise
-            self.broken = f"twins stopped: {type(error).__name__}: {error}"
+            if not self._under_way and not isinstance(error, OutOfMemoryError):
+                if isinstance(error, ValueError):
+                    raise
+                raise ValueError(
+                    f"{self._name}: the run can't be followed ({why}): give loss_fn or"
+                    " forward_fn, or leave the probe out"
+                ) from error
+            self.broken = f"twins stopped: {why}"

@@ -165,10 +165,10 @@ class StabilityProbe(Probe):
             raise ValueError("twin_state_dict: there was no run")
         if not 0 <= i < self.num_twins:
             raise ValueError(f"twin {i} isn't one of the {self.num_twins} twins")
-        own = self._copies.weights(i) if self._copies else {}
-        state = self._module.state_dict()
-        state |= {name: own[name] for name in state if name in own}
-        return {name: value.clone() for name, value in state.items()}
+        if self._copies is None:
+            state = self._module.state_dict()
+            return {name: value.clone() for name, value in state.items()}
+        return self._copies.model_state_dict(i)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what can't work, and see that batches' indices are kept."""
@@ -178,7 +178,7 @@ class StabilityProbe(Probe):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the examples, make the twins, and measure if that is asked for."""
-        self._follower.start()
+        self._follower.start(trainer.global_step)
         if trainer.global_step and self._ended == (trainer.global_step, pl_module):
             # Another fit goes on with the run, and Lightning makes a new optimizer.
             self._saved = self.state_dict()
@@ -216,14 +216,14 @@ class StabilityProbe(Probe):
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        """Before the first step, see that the examples' losses make the run's."""
-        self._follower.compare(trainer, pl_module, self.losses, loss)
+        """Before an epoch's first step, see that examples' losses make the run's."""
+        self._follower.before_backward(trainer, pl_module, self.losses, loss)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Take over the settings of the run's step."""
-        self._follower.before_step(optimizer)
+        """Take up what the run is about to train."""
+        self._follower.before_step(trainer, optimizer)
 
     def on_train_batch_end(
         self,
@@ -240,6 +240,7 @@ class StabilityProbe(Probe):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the trained weights, and log the table of twins."""
         super().on_train_end(trainer, pl_module)
+        self._follower.finish()
         self._ended = trainer.global_step, pl_module
         step = self._last_step
         for logger in trainer.loggers:
@@ -262,15 +263,19 @@ class StabilityProbe(Probe):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the twins, and which examples they lack and have seen."""
+        chosen = min(self._left_out.removed) >= 0
         return super().state_dict() | {
-            "left_out": self._left_out.state_dict(),
+            "left_out": self._left_out.state_dict() if chosen else None,
             "twins": None if self._copies is None else self._copies.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         super().load_state_dict(state_dict)
-        self._saved = state_dict
+        # Saved before a training began, as a search for a rate does, it holds none.
+        left_out = state_dict["left_out"]
+        chosen = left_out is not None and min(left_out["removed"]) >= 0
+        self._saved = state_dict if chosen else {}
 
     def prepare(self, module: LightningModule, sites: tuple[Site, ...]) -> None:
         """Take the twins of a checkpoint where there is no training."""
@@ -288,10 +293,10 @@ class StabilityProbe(Probe):
         """Return the stability, distance and generalization gap.
 
         Raises:
-            RuntimeError: If the twins could not be trained.
+            RuntimeError: If the twins could not be trained, or the run's weights aren't
+                those that it trained.
         """
-        if self._follower.broken is not None:
-            raise RuntimeError(self._follower.broken)
+        self._follower.check()
         if self._influence is not None and self._left_out.seen:
             self._copies = self._influence.copies(
                 module,

@@ -25,6 +25,7 @@ from lit_resnorm.measures.observe import Reduce
 from lit_resnorm.measures.passes.batches import joined
 from lit_resnorm.measures.preserved import random_state
 from lit_resnorm.measures.twins import Share, Twins
+from lit_resnorm_callbacks.gradient_check import GradientCheck
 from lit_resnorm_callbacks.left_out import Hits
 from lit_resnorm_callbacks.random_states import RandomStates
 
@@ -64,6 +65,7 @@ class TwinTraining:
     ) -> None:
         _check_run(trainer, module, name)
         self.twins = Twins(module, trainer.optimizers[0], losses, num)
+        self._module = module
         self._replacements = replacements
         self._keep = keep_in_norms
         self._memory = memory
@@ -71,32 +73,45 @@ class TwinTraining:
         self._hits: Hits | None = None
         self._random = RandomStates.now()
         self._awaits_forward = False
-        self._stepped = False
+        self._rehearsed = False
+        self._check: GradientCheck | None = None
+        self._weights_left: list[Tensor] | None = None
+        self._begin_batch(opening=True)
         # The first module call of a batch is where the run's forward pass begins.
         self._hooks = [
             each.register_forward_pre_hook(self._before_forward)
             for each in (module, *module.children())
         ]
+        self._watched: Optimizer | None = None
+        self._watch(trainer.optimizers[0])
 
     def close(self) -> None:
-        """Take the hooks off the run's module."""
+        """Take the hooks off the run's module and optimizer."""
         for hook in self._hooks:
             hook.remove()
 
     def begin(self, trainer: Trainer, hits: Hits, batch_idx: int) -> None:
         """Fork the twins of new examples; call before the run's forward pass."""
+        self.check_weights()
+        optimizer = trainer.optimizers[0]
+        self._watch(optimizer)
+        self.twins.take_up(optimizer)
         amid = batch_idx % trainer.accumulate_grad_batches > 0
         for k in hits.new:
             # Ranks average their gradients, so each holds a share of the sum.
             scale = 1 / trainer.world_size if amid else None
-            self.twins.fork(k, trainer.optimizers[0], scale)
+            self.twins.fork(k, optimizer, scale)
         self._hits = hits
         self._random = RandomStates.now()
         self._awaits_forward = True
-        self._stepped = False
+        self._begin_batch(opening=not amid)
+        if batch_idx == 0 or not self._rehearsed:
+            self._check = GradientCheck(self._name, trainer)
+        if self._check is not None:
+            self._check.keep_buffers(self._module)
 
-    def compare(self, trainer: Trainer, batch: Any, loss: Tensor) -> None:
-        """Compare the run's loss with the twins' way to it, before its first step.
+    def before_backward(self, trainer: Trainer, batch: Any, loss: Tensor) -> None:
+        """Compare the run with the twins' way, before an epoch's first step.
 
         Args:
             trainer: The trainer.
@@ -107,10 +122,109 @@ class TwinTraining:
             ValueError: If the losses of examples don't average to it.
         """
         self._awaits_forward = False
+        self._has_loss = True
+        fresh = self.twins.zero_as_the_model() if self._opening else False
+        if (check := self._check) is None:
+            return
+        if self._opening:
+            check.restart(holds=fresh)
+        if not self._rehearsed:
+            self._rehearse(trainer, batch, check.buffers)
+        with random_state():
+            losses_B, grads = self.twins.model_gradients(
+                batch, lambda: self._as_the_run(trainer), check.buffers
+            )
+        check_mean(self._name, losses_B, loss * trainer.accumulate_grad_batches)
+        check.add(grads)
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Train what the run is about to train."""
+        self.twins.take_up(optimizer)
+
+    def end(self, trainer: Trainer, batch: Any, reduce: Reduce) -> None:
+        """Train the twins on the batch; step where the run has stepped.
+
+        Raises:
+            RuntimeError: If the optimizer has stepped more than once.
+            ValueError: If the run stepped with another gradient than its loss's.
+        """
+        self._awaits_forward = False
+        twins = self.twins
+        if self._opening and not self._has_loss:
+            twins.zero_as_the_model()
+        if self._hits is not None and twins.forked:
+            self._accumulate(trainer, batch, self._hits)
+        if not self._steps:
+            return
+        if self._steps > 1:
+            raise RuntimeError(f"the optimizer stepped {self._steps} times in a batch")
+        check, self._check = self._check, None
+        if check is not None and self._has_loss:
+            check.compare(lambda grads: _clip(trainer, grads), reduce)
+        if self._dropped:
+            # The run has dropped its step, as our modules do where they diverge.
+            twins.drop_gradients()
+        elif twins.forked:
+            twins.step(
+                clip=lambda grads: _clip(trainer, grads),
+                reduce=reduce if trainer.world_size > 1 else None,
+                keep=True,
+            )
+
+    def finish(self) -> None:
+        """Let the weights be changed: the run has ended."""
+        self._weights_left = None
+
+    def check_weights(self) -> None:
+        """See that the run's weights are as its optimizer's last step left them.
+
+        Raises:
+            RuntimeError: If they aren't.
+        """
+        if self._weights_left is None:
+            return
+        now = _fingerprint(self._module)
+        if len(now) != len(self._weights_left) or any(
+            # Of a run that has diverged nothing is left to be followed.
+            bool(x.isfinite()) and not torch.equal(x, y)
+            for x, y in zip(now, self._weights_left, strict=True)
+        ):
+            raise RuntimeError(
+                "the run's weights were changed by something other than its optimizer"
+                " (weight averaging, pruning, a moving teacher), which twins can't"
+                " follow"
+            )
+
+    def _begin_batch(self, *, opening: bool) -> None:
+        self._opening = opening
+        self._has_loss = False
+        self._steps = 0
+        self._dropped = False
+
+    def _watch(self, optimizer: Optimizer) -> None:
+        """Be told when the run's optimizer has stepped."""
+        if optimizer is not self._watched:
+            self._watched = optimizer
+            self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._steps += 1
+        grads = {n: p.grad for n, p in self.twins.originals.items()}
+        self._dropped = all(grad is None for grad in grads.values())
+        self.twins.follow(optimizer)
+        if self._check is not None:
+            self._check.used = {n: g.clone() for n, g in grads.items() if g is not None}
+        if self.twins.forked:
+            self._weights_left = _fingerprint(self._module)
+
+    def _rehearse(
+        self, trainer: Trainer, batch: Any, buffers: dict[str, Tensor]
+    ) -> None:
         with random_state():
             seen = self.twins.rehearse(
-                batch, lambda: self._as_the_run(trainer), self._memory
+                batch, lambda: self._as_the_run(trainer), self._memory, buffers
             )
+        self._rehearsed = True
         self._keep |= seen.draws and not seen.coupled
         if not self.twins.vectorised:
             rank_zero_info(
@@ -118,18 +232,10 @@ class TwinTraining:
                 " can't run the model's forward pass"
             )
         self._with_replacements(batch)
-        check_mean(self._name, seen.losses, loss * trainer.accumulate_grad_batches)
 
-    def before_step(self, optimizer: Optimizer) -> None:
-        """Take over the settings with which the run is about to step."""
-        self._stepped = True
-        self.twins.follow(optimizer)
-
-    def end(self, trainer: Trainer, batch: Any, reduce: Reduce) -> None:
-        """Train the twins on the batch; step where the run has stepped."""
-        self._awaits_forward = False
-        hits = self._hits
-        if hits is None or not self.twins.forked:
+    def _accumulate(self, trainer: Trainer, batch: Any, hits: Hits) -> None:
+        if not self._has_loss:
+            self.twins.accumulate_nothing()
             return
         with random_state():
             for share in self._shares(hits, 1 / trainer.accumulate_grad_batches):
@@ -137,16 +243,6 @@ class TwinTraining:
                     self._with_replacements(batch) if share.rows is not None else batch
                 )
                 self.twins.accumulate(rows, share, lambda: self._as_the_run(trainer))
-        if not self._stepped:
-            return
-        if all(p.grad is None for p in self.twins.originals.values()):
-            # The run has dropped its step, as our modules do where they diverge.
-            self.twins.drop_gradients()
-            return
-        self.twins.step(
-            clip=lambda grads: _clip(trainer, grads),
-            reduce=reduce if trainer.world_size > 1 else None,
-        )
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         if self._awaits_forward:
@@ -196,6 +292,13 @@ class TwinTraining:
             )
             for size, group in groups.items()
         ]
+
+
+@torch.no_grad()
+def _fingerprint(module: nn.Module) -> list[Tensor]:
+    """Return the norm of each parameter, which a change hardly ever leaves as it is."""
+    parameters: list[Tensor] = [p for p in module.parameters() if p.numel()]
+    return [*torch._foreach_norm(parameters)]  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _clip(trainer: Trainer, grads: dict[str, Tensor]) -> None:

@@ -70,6 +70,18 @@ class Bound:
         return each(dict(weights), rows_KR)
 
 
+def with_buffers(losses: Losses) -> Callable[[nn.Module, Any], Any]:
+    """Return a function that gives losses, and the buffers as the pass leaves them.
+
+    A forward pass may assign a new tensor to a buffer where another writes into it.
+    """
+
+    def both(model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        return losses(model, batch), dict(model.named_buffers())
+
+    return both
+
+
 class Copies:
     """K copies of some of a model's parameters, and of its buffers.
 
@@ -97,6 +109,11 @@ class Copies:
         device = next(iter(self.params.values())).device
         self.finite = torch.ones(num, dtype=torch.bool, device=device)
 
+    def add(self, name: str) -> None:
+        """Copy a further parameter, which the copies shared with the model so far."""
+        self.originals[name] = self.model.get_parameter(name)
+        self.params[name] = _stack(self.originals[name], self.num)
+
     def weights(self, member: int) -> dict[str, Tensor]:
         """Return one copy's parameters and buffers, by name."""
         if member not in self.forked:
@@ -104,6 +121,12 @@ class Copies:
             return {name: value.detach() for name, value in own.items()}
         stacks = self.params | self.buffers
         return {name: stack[member] for name, stack in stacks.items()}
+
+    def model_state_dict(self, member: int) -> dict[str, Tensor]:
+        """Return the model's state dict with one copy's weights, under all names."""
+        bound = Bound(self.model, lambda model, _: model.state_dict())
+        state = bound.with_weights(self.weights(member), None)
+        return {name: value.clone() for name, value in state.items()}
 
     @torch.no_grad()
     def distances(self) -> Tensor:
@@ -128,6 +151,9 @@ class Copies:
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over saved copies."""
+        for name in state_dict["params"]:
+            if name not in self.params:
+                self.add(name)
         for kind, stacks in (("params", self.params), ("buffers", self.buffers)):
             for name, value in state_dict[kind].items():
                 stacks[name].copy_(value)

@@ -5,17 +5,17 @@ Dimensions: K copies, B examples of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lit_resnorm.measures.copies import Bound, eager
+from lit_resnorm.measures.copies import Bound, Losses, eager, with_buffers
 from lit_resnorm.measures.observe import num_rows
 
 Around = Callable[[], AbstractContextManager[Any]]
@@ -41,58 +41,78 @@ class Rehearsal:
     num_bytes: int
 
 
-def rehearse(bound: Bound, batch: Any, around: Around = nullcontext) -> Rehearsal:
+def rehearse(
+    model: nn.Module,
+    losses: Losses,
+    batch: Any,
+    around: Around = nullcontext,
+    buffers: Mapping[str, Tensor] | None = None,
+) -> Rehearsal:
     """Return what a forward pass at the model's own weights shows.
 
     Nothing is changed but the random states.
 
     Args:
-        bound: The losses of examples, as a function of the model.
+        model: The model.
+        losses: The losses of examples.
         batch: A batch.
         around: Makes the context of each pass.
+        buffers: Buffers to begin with; None: as they are.
 
     Raises:
         ValueError: If there isn't one loss for each example.
     """
-    params = dict(bound.model.named_parameters())
-    buffers = {n: b.clone() for n, b in bound.model.named_buffers()}
+    bound = Bound(model, with_buffers(losses))
+    buffers = dict(model.named_buffers() if buffers is None else buffers)
+    own = {n: b.clone() for n, b in buffers.items()}
     with around(), _counted_bytes() as kept, eager(), _NormWatch() as norms:
         before = _generator_states()
-        losses_B = bound.with_weights(buffers, batch).detach()
+        losses_B, left = bound.with_weights(own, batch)
         draws = not torch.equal(before, _generator_states())
-    if losses_B.shape != (num_rows(batch),):
+    num = num_rows(batch)
+    if losses_B.shape != (num,):
         raise ValueError(
-            f"losses of {num_rows(batch)} examples have shape {tuple(losses_B.shape)};"
+            f"losses of {num} examples have shape {tuple(losses_B.shape)};"
             " there must be one for each"
         )
-    owned = dict(bound.model.named_buffers())
-    pair = {n: torch.stack([x, x]).detach() for n, x in (params | owned).items()}
-    together = _losses_of_pair(bound, pair, batch, around)
+    owned = dict(model.named_parameters()) | buffers
+    pair = {n: torch.stack([x, x]).detach() for n, x in owned.items()}
+    # Each copy takes rows of its own, so that rows are batched as they will be.
+    rows_KR = torch.arange(num).expand(2, num).contiguous()
+    together = _pair(bound, pair, batch, rows_KR, around)
     return Rehearsal(
-        losses=losses_B,
+        losses=losses_B.detach(),
         draws=draws,
         coupled=norms.coupled,
-        vectorisable=together is not None and _agree(together, losses_B),
+        vectorisable=together is not None
+        and _agree(together[0], losses_B.detach())
+        and all(_agree(together[1][name], left[name]) for name in left),
         num_bytes=kept[0],
     )
 
 
 @torch.no_grad()
-def _losses_of_pair(
-    bound: Bound, pair: dict[str, Tensor], batch: Any, around: Around
-) -> Tensor | None:
+def _pair(
+    bound: Bound,
+    pair: dict[str, Tensor],
+    batch: Any,
+    rows_KR: Tensor,
+    around: Around,
+) -> Any:
     try:
         with around(), eager():
-            return bound.for_each(pair, batch)
+            return bound.for_each(pair, batch, rows_KR)
     except Exception:
         # Whatever a model does that vmap can't; the pass alone has just worked.
         return None
 
 
-def _agree(together_KB: Tensor, alone_B: Tensor) -> bool:
-    tolerance = torch.finfo(alone_B.dtype).eps ** 0.75
-    expected = alone_B.expand_as(together_KB)
-    return torch.allclose(together_KB, expected, tolerance, tolerance, equal_nan=True)
+def _agree(together: Tensor, alone: Tensor) -> bool:
+    expected = alone.expand_as(together)
+    if not alone.is_floating_point():
+        return torch.equal(together, expected)
+    tolerance = torch.finfo(alone.dtype).eps ** 0.75
+    return torch.allclose(together, expected, tolerance, tolerance, equal_nan=True)
 
 
 class _NormWatch(TorchFunctionMode):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import torch
@@ -50,9 +50,9 @@ class StackedOptimizer:
     """Updates K copies of parameters as an optimizer of its own would each.
 
     It is an optimizer of the same class over stacked parameters, one kernel for all
-    copies. Where a copy sits out a step, its step count falls behind and the others'
-    doesn't: from then on each copy's rows are parameters of their own, which costs
-    time and nothing else.
+    copies. Where a copy sits out a step, or has no gradient of a parameter, its step
+    count falls behind and the others' doesn't: from then on each copy's rows are
+    parameters of their own, which costs time and nothing else.
 
     Args:
         optimizer: The optimizer of the original parameters, of an elementwise class.
@@ -61,40 +61,47 @@ class StackedOptimizer:
 
     def __init__(self, optimizer: Optimizer, stacks: Mapping[Tensor, Tensor]) -> None:
         check_elementwise(optimizer)
-        self._originals = [
-            [p for p in group["params"] if p in stacks]
-            for group in optimizer.param_groups
-        ]
         self._stacks = dict(stacks)
         self._rows: dict[Tensor, list[Tensor]] | None = None
+        self._forked: set[int] = set()
         self._optimizer = copy.copy(optimizer)
         self._optimizer.state = defaultdict(dict)
-        self._optimizer.param_groups = [{} for _ in optimizer.param_groups]
         self.follow(optimizer)
 
+    def add(self, original: Tensor, stack: Tensor) -> None:
+        """Update a further parameter's copies, from the next `follow` on."""
+        self._stacks[original] = stack
+        if self._rows is not None:
+            self._rows[original] = [*stack.unbind()]
+
     def follow(self, optimizer: Optimizer) -> None:
-        """Take over the settings, such as the rate, that the original has now."""
-        for group, original, params in zip(
-            self._optimizer.param_groups,
-            optimizer.param_groups,
-            self._originals,
-            strict=True,
-        ):
+        """Take over the groups and settings, such as the rate, of the original now."""
+        self._members = [
+            [p for p in group["params"] if p in self._stacks]
+            for group in optimizer.param_groups
+        ]
+        self._optimizer.param_groups = []
+        for original, params in zip(optimizer.param_groups, self._members, strict=True):
             parts = [part for p in params for part in self._parts(p)]
-            group.clear()
-            group.update(original, params=parts)
+            group = {**original, "params": parts}
             undecided = group.get("fused", True) is group.get("foreach", True) is None
             if undecided and type(optimizer) in _FUSED and _on_cpu(parts):
                 group["fused"] = True
+            self._optimizer.param_groups.append(group)
 
     def fork(self, member: int, optimizer: Optimizer) -> None:
         """Give one copy the state that the original has now."""
+        if self._forked and not self._in_step_with(optimizer):
+            self.split()
+        self._forked.add(member)
         state = self._optimizer.state
         for original, stack in self._stacks.items():
             values = optimizer.state.get(original, {})
             if self._rows is not None:
                 row = self._rows[original][member]
-                state[row] = {key: _clone(value) for key, value in values.items()}
+                state[row] = {
+                    key: _like(row, key, value) for key, value in values.items()
+                }
                 continue
             for key, value in values.items():
                 if not _by_number(key, value):
@@ -104,23 +111,40 @@ class StackedOptimizer:
                     state[stack][key] = torch.zeros_like(stack)
                 state[stack][key][member] = value
 
-    def step(self, grads: Mapping[Tensor, Tensor], members: Set[int]) -> None:
+    def step(
+        self,
+        grads: Mapping[Tensor, Tensor],
+        members: Set[int],
+        having: Mapping[Tensor, Set[int]] | None = None,
+    ) -> None:
         """Take one step with these gradients.
 
         Args:
             grads: Stacked gradients by original parameter; a parameter that is left
                 out has none.
-            members: The copies that take the step.
+            members: The copies that take the step; the others of those forked sit it
+                out.
+            having: Which copies have a gradient, by original parameter, where not all
+                have: a copy's parameter without one keeps its value and its state.
         """
+        own = {p: members & (having or {}).get(p, members) for p in grads}
+        if self._forked - members or any(
+            0 < len(k) < len(members) for k in own.values()
+        ):
+            self.split()
         for original, stack in self._stacks.items():
-            grad = grads.get(original)
+            grad = grads.get(original) if own.get(original) else None
             if self._rows is None:
                 stack.grad = None if grad is None else _laid_out_as(stack, grad)
                 continue
             for k, row in enumerate(self._rows[original]):
-                row.grad = grad[k] if grad is not None and k in members else None
+                row.grad = None
+                if grad is not None and k in own[original]:
+                    row.grad = _laid_out_as(row, grad[k])
+        self._unfuse_sgd()
         self._optimizer.step()
-        self._optimizer.zero_grad()
+        for part in (part for p in self._stacks for part in self._parts(p)):
+            part.grad = None
 
     def split(self) -> None:
         """Make each copy's rows parameters of their own."""
@@ -136,7 +160,7 @@ class StackedOptimizer:
                     for key, value in values.items()
                 }
         self._optimizer.state = state
-        groups = zip(self._optimizer.param_groups, self._originals, strict=True)
+        groups = zip(self._optimizer.param_groups, self._members, strict=True)
         for group, params in groups:
             group["params"] = [part for p in params for part in self._parts(p)]
 
@@ -151,23 +175,54 @@ class StackedOptimizer:
             ],
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+    def load_state_dict(
+        self, state_dict: dict[str, Any], originals: Iterable[Tensor], forked: Set[int]
+    ) -> None:
+        """Go on from a saved state.
+
+        Args:
+            state_dict: The state.
+            originals: The original parameters, in the order in which it was saved.
+            forked: The copies that were forked.
+        """
+        self._forked = set(forked)
         if state_dict["split"]:
             self.split()
         state = self._optimizer.state
-        for original, saved in zip(self._stacks, state_dict["state"], strict=True):
+        for original, saved in zip(originals, state_dict["state"], strict=True):
             for part, values in zip(self._parts(original), saved, strict=True):
                 state[part] = {
-                    key: torch.empty_like(part).copy_(value)
-                    if _by_number(key, value)
-                    else _clone(value)
-                    for key, value in values.items()
+                    key: _like(part, key, value) for key, value in values.items()
                 }
+
+    def _unfuse_sgd(self) -> None:
+        """Do without SGD's fused kernel, which fails where only some have momentum."""
+        if not isinstance(self._optimizer, torch.optim.SGD):
+            return
+        for group in self._optimizer.param_groups:
+            state = [self._optimizer.state.get(p, {}) for p in _stepped(group)]
+            if len({each.get("momentum_buffer") is None for each in state}) > 1:
+                group["fused"] = None
+
+    def _in_step_with(self, optimizer: Optimizer) -> bool:
+        """Return whether a copy with the original's state fits among those forked."""
+        if self._rows is not None:
+            return True
+        for original, stack in self._stacks.items():
+            values = optimizer.state.get(original, {})
+            own = self._optimizer.state.get(stack, {})
+            counts = [key for key in values if not _by_number(key, values[key])]
+            if {*values} != {*own} or any(values[key] != own[key] for key in counts):
+                return False
+        return True
 
     def _parts(self, original: Tensor) -> list[Tensor]:
         rows = self._rows
         return [self._stacks[original]] if rows is None else rows[original]
+
+
+def _stepped(group: dict[str, Any]) -> list[Tensor]:
+    return [p for p in group["params"] if p.grad is not None]
 
 
 def _on_cpu(tensors: list[Tensor]) -> bool:
@@ -179,6 +234,13 @@ def _laid_out_as(like: Tensor, value: Tensor) -> Tensor:
     if value.stride() == like.stride():
         return value
     return torch.empty_like(like).copy_(value)
+
+
+def _like(part: Tensor, key: str, value: Any) -> Any:
+    """Return a copy of a state; one for each number lies in memory as its parameter."""
+    if not _by_number(key, value):
+        return _clone(value)
+    return torch.empty_like(part, dtype=value.dtype).copy_(value)
 
 
 def _by_number(key: str, value: Any) -> bool:

@@ -5,7 +5,7 @@ Dimensions: K copies, B examples of a batch, R rows that a copy takes of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_resnorm.measures.copies import Bound, Copies, Losses, eager, trained_parameters
+from lit_resnorm.measures.copies import (
+    Bound,
+    Copies,
+    Losses,
+    eager,
+    trained_parameters,
+    with_buffers,
+)
 from lit_resnorm.measures.observe import Reduce, take_rows
 from lit_resnorm.measures.rehearsal import Around, Rehearsal, rehearse
 from lit_resnorm.measures.stacked_optimizer import StackedOptimizer, check_elementwise
@@ -61,15 +68,52 @@ class Twins(Copies):
         self, model: nn.Module, optimizer: Optimizer, losses: Losses, num: int
     ) -> None:
         check_elementwise(optimizer)
-        super().__init__(model, trained_parameters(model, optimizer), num)
-        self._bound = Bound(model, losses)
-        self._optimizer = StackedOptimizer(
-            optimizer, {p: self.params[n] for n, p in self.originals.items()}
-        )
+        self._active = trained_parameters(model, optimizer)
+        super().__init__(model, self._active, num)
+        self._losses = losses
+        self._bound = Bound(model, with_buffers(losses))
+        self._follow_anew(optimizer)
         self._grads: dict[str, Tensor] = {}
+        # Which copies have one: an optimizer leaves parameters without one alone.
+        self._having: dict[str, set[int]] = {}
         self._stepping: set[int] = set()
         self.vectorised = True
         self.chunk = num
+
+    def take_up(self, optimizer: Optimizer) -> None:
+        """Train what the model's optimizer trains now; call before it steps.
+
+        Parameters may have been frozen or unfrozen and groups added since the last
+        step, or the optimizer replaced.
+
+        Raises:
+            ValueError: If copies can't be trained by this optimizer.
+        """
+        trained = [
+            (p, p.requires_grad) for g in optimizer.param_groups for p in g["params"]
+        ]
+        same = len(trained) == len(self._known) and all(
+            p is q and needs == needed
+            for (p, needs), (q, needed) in zip(trained, self._known, strict=True)
+        )
+        if same and optimizer is self._source:
+            return
+        self._active = trained_parameters(self.model, optimizer)
+        for name in self._active:
+            if name not in self.params:
+                self.add(name)
+        if optimizer is not self._source:
+            check_elementwise(optimizer)
+            self._follow_anew(optimizer)
+            for member in sorted(self.forked):
+                self._optimizer.fork(member, optimizer)
+        self._known = trained
+        self._optimizer.follow(optimizer)
+
+    def add(self, name: str) -> None:
+        """Copy a further parameter, which the copies shared with the model so far."""
+        super().add(name)
+        self._optimizer.add(self.originals[name], self.params[name])
 
     @torch.no_grad()
     def fork(self, member: int, optimizer: Optimizer, grad_scale: float | None) -> None:
@@ -87,31 +131,69 @@ class Twins(Copies):
             self.buffers[name][member] = value
         self.forked.add(member)
         self._optimizer.fork(member, optimizer)
-        if grad_scale is None:
-            return
-        self._stepping.add(member)
-        for name, value in self.originals.items():
-            if value.grad is not None:
-                self._grad(name)[member] += value.grad * grad_scale
+        if grad_scale is not None:
+            self._stepping.add(member)
+        for name in self._active:
+            grad = self.originals[name].grad
+            if grad is not None:
+                self._grad(name)[member] = grad * (grad_scale or 1.0)
+                self._having.setdefault(name, set()).add(member)
 
     def rehearse(
-        self, batch: Any, around: Around = nullcontext, memory: int = 1 << 30
+        self,
+        batch: Any,
+        around: Around = nullcontext,
+        memory: int = 1 << 30,
+        buffers: Mapping[str, Tensor] | None = None,
     ) -> Rehearsal:
         """Return what a pass of the model's own shows; settle how the copies run.
 
         They run in one vectorised pass where that works, in chunks whose activations
         fit into `memory` bytes; else one after another.
+
+        Args:
+            batch: A batch.
+            around: Context of each forward pass.
+            memory: Bytes for activations.
+            buffers: The model's buffers to begin with; None: as they are.
+
+        Raises:
+            ValueError: If there isn't one loss for each example, or the forward pass
+                makes buffers.
         """
-        seen = rehearse(self._bound, batch, around)
+        self._check_buffers([name for name, _ in self.model.named_buffers()])
+        seen = rehearse(self.model, self._losses, batch, around, buffers)
         self.vectorised = seen.vectorisable
         fitting = memory // max(seen.num_bytes, 1)
         self.chunk = max(1, min(self.num, fitting)) if self.vectorised else 1
         return seen
 
+    def model_gradients(
+        self, batch: Any, around: Around, buffers: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return losses at the model's own weights, and their mean's gradient by name.
+
+        Args:
+            batch: The batch.
+            around: Context of the forward pass.
+            buffers: The model's buffers to begin with.
+        """
+        own = {name: self.originals[name] for name in self._active}
+        leaves = {n: p.detach().clone().requires_grad_() for n, p in own.items()}
+        begin = {name: value.clone() for name, value in buffers.items()}
+        with around(), eager():
+            losses_B, _ = self._bound.with_weights(leaves | begin, batch)
+            loss = losses_B.mean()
+        grads = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True)
+        named = zip(leaves, grads, strict=True)
+        return losses_B.detach(), {n: g for n, g in named if g is not None}
+
     def accumulate(
         self, batch: Any, share: Share, around: Around = nullcontext
     ) -> None:
         """Add the gradients of each copy's weighted sum of losses.
+
+        Where one vectorised pass fails, copies run one after another from then on.
 
         Args:
             batch: The batch.
@@ -121,52 +203,92 @@ class Twins(Copies):
         self._stepping.update(share.members)
         if share.rows is not None and not share.rows.shape[1]:
             return
+        asked = share
         share = self._widened(share)
         start = 0
         while start < len(share.members):
             part = slice(start, start + self.chunk)
             try:
-                self._accumulate(batch, _cut(share, part), around)
+                self._accumulate(batch, _cut(share, part), around, asked.members)
             except (torch.OutOfMemoryError, MemoryError):
                 if self.chunk == 1:
                     raise
                 self.chunk //= 2
                 continue
+            except Exception:
+                if not self.vectorised:
+                    raise
+                # What was added so far stays; the rest is taken one by one.
+                left = [k for k in share.members[start:] if k in {*asked.members}]
+                self.vectorised, self.chunk = False, 1
+                at = [asked.members.index(k) for k in left]
+                self.accumulate(batch, _pick(asked, at), around)
+                return
             start += self.chunk
 
+    def zero_as_the_model(self) -> bool:
+        """Drop, zero or keep gradients as the model's were; call after it zeroed them.
+
+        Lightning drops them, unless a module zeroes them in place or keeps them.
+
+        Returns:
+            Whether the model begins at gradients of nothing.
+        """
+        grads = [self.originals[name].grad for name in self._active]
+        present = [grad for grad in grads if grad is not None]
+        if any(bool(grad.any()) for grad in present):
+            return False
+        if not present:
+            self.drop_gradients()
+        for grad in self._grads.values():
+            grad.zero_()
+        return True
+
+    def accumulate_nothing(self) -> None:
+        """Take part in the next step with what gradients there are."""
+        self._stepping.update(*self._having.values())
+
     def follow(self, optimizer: Optimizer) -> None:
-        """Take over the settings, such as the rate, of the model's next step."""
+        """Take over the settings, such as the rate, of the model's step."""
         self._optimizer.follow(optimizer)
 
     def step(
         self,
         clip: Callable[[dict[str, Tensor]], None],
         reduce: Reduce | None = None,
+        *,
+        keep: bool = False,
     ) -> None:
         """Take the optimizer's step with the gradients that were added.
 
-        A copy that trained on no example since the last step takes none.
+        A copy that trained on no example since the last step takes none, and leaves a
+        parameter that its batches gave no gradient as it is.
 
         Args:
             clip: Clips stacked gradients in place.
             reduce: Sums over ranks; None on one process.
+            keep: Keep the gradients, which `zero_as_the_model` will see to.
         """
-        if reduce is not None:
-            for name in self.params:
-                self._grads[name] = reduce(self._grad(name))
+        grads, having = self._grads, self._having
+        if reduce is not None and self.params:
+            grads, having = self._summed(reduce)
+        grads = {name: grads[name] for name in grads if name in {*self._active}}
         with torch.no_grad():
-            clip(self._grads)
-        if self.forked - self._stepping:
-            self._optimizer.split()
-        grads: dict[Tensor, Tensor] = {
-            self.originals[name]: grad for name, grad in self._grads.items()
-        }
-        self._optimizer.step(grads, self._stepping)
-        self.drop_gradients()
+            clip(grads)
+        stepping, self._stepping = self._stepping, set()
+        if stepping:
+            own = self.originals
+            self._optimizer.step(
+                {own[name]: grad for name, grad in grads.items()},
+                stepping,
+                {own[name]: members for name, members in having.items()},
+            )
+        if not keep:
+            self.drop_gradients()
 
     def drop_gradients(self) -> None:
         """Forget the gradients since the last step."""
-        self._grads, self._stepping = {}, set()
+        self._grads, self._having, self._stepping = {}, {}, set()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the copies and their optimizer's state."""
@@ -176,7 +298,38 @@ class Twins(Copies):
         """Go on from a saved state; without `optimizer`, with a new optimizer."""
         super().load_state_dict(state_dict)
         if "optimizer" in state_dict:
-            self._optimizer.load_state_dict(state_dict["optimizer"])
+            order = [self.originals[name] for name in state_dict["params"]]
+            saved = state_dict["optimizer"]
+            self._optimizer.load_state_dict(saved, order, self.forked)
+
+    def _follow_anew(self, optimizer: Optimizer) -> None:
+        """Step by copies of another optimizer, which have no state yet."""
+        self._source = optimizer
+        self._known: list[tuple[Tensor, bool]] = []
+        self._optimizer = StackedOptimizer(
+            optimizer, {p: self.params[n] for n, p in self.originals.items()}
+        )
+
+    def _summed(self, reduce: Reduce) -> tuple[dict[str, Tensor], dict[str, set[int]]]:
+        """Return the gradients summed over ranks, and the copies that have one."""
+        names = [*self.params]
+        holds_NK = torch.zeros(len(names), self.num, device=self.finite.device)
+        for at, name in enumerate(names):
+            holds_NK[at, sorted(self._having.get(name, ()))] = 1.0
+        anywhere_NK = reduce(holds_NK) > 0
+        having = {
+            name: {*row.nonzero()[:, 0].tolist()}
+            for name, row in zip(names, anywhere_NK, strict=True)
+            if row.any()
+        }
+        return {name: reduce(self._grad(name)) for name in having}, having
+
+    def _check_buffers(self, names: Iterable[str]) -> None:
+        if others := {*names} ^ {*self.buffers}:
+            raise ValueError(
+                f"the buffers {', '.join(sorted(others))} come and go with forward"
+                " passes; register them before the training"
+            )
 
     def _grad(self, name: str) -> Tensor:
         if name not in self._grads:
@@ -195,26 +348,31 @@ class Twins(Copies):
         weights[share.members] = share.weights
         return Share([*range(self.num)], weights)
 
-    def _accumulate(self, batch: Any, share: Share, around: Around) -> None:
+    def _accumulate(
+        self, batch: Any, share: Share, around: Around, asked: list[int]
+    ) -> None:
         members = share.members
         # A range of rows is a view, a list of them a copy.
         first, last = members[0], members[-1]
         in_a_row = len(members) == last - first + 1
         at = slice(first, last + 1) if in_a_row else members
-        leaves = {n: p[at].detach().requires_grad_() for n, p in self.params.items()}
+        own = {name: self.params[name][at].detach() for name in self.params}
+        leaves = {name: own[name].requires_grad_() for name in self._active}
         buffers = {n: b[at].clone() for n, b in self.buffers.items()}
         with around(), eager():
-            losses_KR = self._run(leaves | buffers, batch, share.rows)
+            losses_KR, left = self._run(own | buffers, batch, share.rows)
             weights = share.weights.to(losses_KR)
             total = (losses_KR * weights).sum()
         grads = torch.autograd.grad(total, [*leaves.values()], allow_unused=True)
+        self._check_buffers(left)
         with torch.no_grad():
-            self._take_buffers(members, buffers, weights)
+            self._take_buffers(members, left, weights)
             fine_K = (losses_KR.isfinite() | (weights == 0)).all(1)
             self.finite[at] &= fine_K
             for name, grad in zip(leaves, grads, strict=True):
                 if grad is None:
                     continue
+                self._having.setdefault(name, set()).update({*members} & {*asked})
                 if len(members) == self.num and name not in self._grads:
                     self._grads[name] = grad
                 else:
@@ -238,14 +396,20 @@ class Twins(Copies):
 
     def _run(
         self, weights: Mapping[str, Tensor], batch: Any, rows_KR: Tensor | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         if self.vectorised:
             return self._bound.for_each(weights, batch, rows_KR)
         alone = {name: value[0] for name, value in weights.items()}
         rows = batch if rows_KR is None else take_rows(batch, rows_KR[0])
-        return self._bound.with_weights(alone, rows)[None]
+        losses_R, left = self._bound.with_weights(alone, rows)
+        return losses_R[None], {name: value[None] for name, value in left.items()}
 
 
 def _cut(share: Share, part: slice) -> Share:
     rows = None if share.rows is None else share.rows[part]
     return Share(share.members[part], share.weights[part], rows)
+
+
+def _pick(share: Share, at: list[int]) -> Share:
+    rows = None if share.rows is None else share.rows[at]
+    return Share([share.members[i] for i in at], share.weights[at], rows)
