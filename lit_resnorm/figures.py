@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lit_resnorm.quantities import Scale
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -28,6 +30,7 @@ def by_depth(
     quantity: str,
     title: str = "",
     theory: Sequence[float] = (),
+    scale: Scale = "auto",
 ) -> Figure:
     """Return one picture of a quantity by depth: depth across, step as colour.
 
@@ -37,6 +40,7 @@ def by_depth(
         quantity: Label of the vertical axis, with its unit.
         title: Title of the figure.
         theory: What random weights should give, one value a site.
+        scale: Of the vertical axis; log only where there is a positive value.
     """
     places = range(len(sites))
     width = min(6.0 + 0.09 * len(sites), 14.0)
@@ -51,6 +55,10 @@ def by_depth(
         places[::stride], sites[::stride], rotation=60, ha="right", fontsize=7
     )
     axes.set(xlabel="site, in the order of execution", ylabel=quantity, title=title)
+    finite = [v for column in values.values() for v in column if math.isfinite(v)]
+    # Matplotlib's margins around larger values than that overflow.
+    if scale == "log" and 0 < max(finite, default=0.0) < 1e200:
+        axes.set_yscale("log")
     return figure
 
 

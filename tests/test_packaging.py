@@ -67,22 +67,6 @@ def test_script_of_the_callbacks_readme_prints_a_rate_for_each_relu(
     assert "activation/rate/003.relu" in printed
 
 
-def test_probe_of_the_callbacks_readme_measures(tmp_path):
-    import torch
-    from small import FunctionalNet, loaders, quiet_trainer
-
-    scope = {"__name__": "script"}
-    exec(compile(SCRIPTS[1], "callbacks/README.md", "exec"), scope)
-    module, loader = FunctionalNet(), loaders()[1]
-    trainer = quiet_trainer(callbacks=[scope["OutputNorm"](norm_mode="eval")])
-    trainer.validate(module, loader, verbose=False)
-    x = loader.dataset.tensors[0]
-    with torch.no_grad():
-        expected = module.eval()(x).double().square().mean().item()
-    measured = trainer.callback_metrics["output/mean_square"].item()
-    assert measured == pytest.approx(expected, rel=1e-6)
-
-
 @pytest.mark.parametrize("module", ["lit_resnorm", "lit_resnorm_callbacks"])
 def test_imports_do_without_wandb(module):
     block = "import sys; sys.modules['wandb'] = None; "

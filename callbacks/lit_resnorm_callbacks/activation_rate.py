@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_resnorm.measures.activation import activation_rates, rectifier_sites
 from lit_resnorm.measures.observe import Reduce
 from lit_resnorm.measures.sites import Site
+from lit_resnorm.quantities import Quantity
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
 
 
@@ -21,21 +22,47 @@ class ActivationRateMonitor(Probe):
     Sees modules and functions (`F.relu`, `torch.relu`, in place or not) alike: ReLU
     and its kin, of any network. Other activations are left out, and named at set-up.
 
-    Logs:
-        activation/rate/<site>: Share of (example, position, unit) with a positive
-            preactivation, in [0, 1]; 0.5 at a usual initialisation.
-        activation/dead/<site>: Share of units that are on for no example of any rank.
-        activation/always_on/<site>: Share of units that are on for every example.
-        activation/rate_mean: Mean of the rates over sites.
-        activation/seconds: Seconds that the measurement took.
-        activation/failed: 1 where a measurement came to nothing.
-
     Args:
         name: Prefix of the logged names.
         cadence: Optimizer steps between measurements.
         num_examples: Size of the probe batch, over all ranks.
         **options: See :class:`~lit_resnorm_callbacks.base.Probe`.
     """
+
+    section = "Activations"
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity(
+            "rate_mean",
+            "mean activation rate",
+            scale="linear",
+            panel="mean rate",
+            meaning="Mean of the rates over sites.",
+        ),
+        Quantity(
+            "rate/<site>",
+            "activation rate",
+            scale="linear",
+            meaning="Share of (example, position, unit) with a positive preactivation,"
+            " in [0, 1]; 0.5 at a usual initialisation.",
+        ),
+        Quantity(
+            "dead/<site>",
+            "dead units",
+            unit="share",
+            scale="linear",
+            headline=True,
+            over_sites="mean",
+            panel="dead units by site",
+            meaning="Share of units that are on for no example of any rank.",
+        ),
+        Quantity(
+            "always_on/<site>",
+            "units that are always on",
+            unit="share",
+            scale="linear",
+            meaning="Share of units that are on for every example.",
+        ),
+    )
 
     def __init__(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,11 +27,13 @@ from lit_resnorm.measures.passes.batch_dim import ExamplesFirst
 from lit_resnorm.measures.passes.batches import network_output
 from lit_resnorm.measures.sites import Site
 from lit_resnorm.measures.tracing import trace
+from lit_resnorm.quantities import Declared, Quantity, logs_section
 from lit_resnorm_callbacks.cadence import Cadence, is_dry_run, steps_taken
 from lit_resnorm_callbacks.counts import check_count
 from lit_resnorm_callbacks.destinations import (
     send_charts,
     send_figures,
+    send_quantities,
     send_values,
     to_host,
 )
@@ -45,12 +48,28 @@ if TYPE_CHECKING:
 Batch = Any
 """This rank's share of the probe batch, as the loader gives it."""
 
+_OF_EVERY_PROBE = (
+    Quantity(
+        "seconds",
+        "time taken",
+        unit="s",
+        meaning="Seconds that the measurement took.",
+    ),
+    Quantity(
+        "failed",
+        "measurements that failed",
+        meaning="1 where a measurement came to nothing.",
+    ),
+)
+
 
 class Probe(Callback, ABC):
     """A measurement on a fixed batch that leaves the training as it was.
 
-    Subclasses say in `measure` what they measure. In `fit` they measure at their
-    cadence; in `validate` and `test` once, at the end; under `fast_dev_run` once.
+    Subclasses say in `measure` what they measure, and in `quantities` what each value
+    is; the `Logs:` section of their documentation is made from that. In `fit` they
+    measure at their cadence; in `validate` and `test` once, at the end; under
+    `fast_dev_run` once.
     Values go to every logger and to `trainer.callback_metrics`, under
     `<name>/<quantity>` or `<name>/<quantity>/<site>`, with the number of optimizer
     steps that the weights have taken. Quantities by site also make a table,
@@ -74,9 +93,30 @@ class Probe(Callback, ABC):
             label a sequence, count them in their first.
         strict: Raise where a measurement fails.
 
+    Attributes:
+        quantities: What the probe's values are; those of every probe (`seconds`,
+            `failed`) aside.
+        section: Heading under which its charts stand; by default the probe's name.
+
     Raises:
         ValueError: If an option can't be right.
     """
+
+    quantities: ClassVar[tuple[Quantity, ...]] = ()
+    section: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Put what the class logs into its docstring."""
+        super().__init_subclass__(**options)
+        own = inspect.getdoc(cls) if "__doc__" in vars(cls) and cls.__doc__ else None
+        if own is not None and "quantities" in vars(cls):
+            place = re.search(r"^(Args|Raises):$", own, re.MULTILINE)
+            end = len(own) if place is None else place.start()
+            option = inspect.signature(cls).parameters.get("name")
+            default = None if option is None else option.default
+            name = default if isinstance(default, str) else "<name>"
+            logs = logs_section(name, (*cls.quantities, *_OF_EVERY_PROBE))
+            cls.__doc__ = f"{own[:end].rstrip()}\n\n{logs}\n\n{own[end:]}".rstrip()
 
     def __init__(
         self,
@@ -152,12 +192,20 @@ class Probe(Callback, ABC):
 
     def figures(self) -> dict[str, Figure]:
         """Return the figures of what was measured, by name."""
-        return self._records.figures(self.prefix)
+        return self._records.figures(self.prefix, self.declared())
 
     @property
     def prefix(self) -> str:
         """First part of the logged names; says so where examples are coupled."""
         return f"{self.name}_batch" if self.norm_mode == "train" else self.name
+
+    def declared(self) -> dict[str, Declared]:
+        """Return what this probe logs, by key."""
+        found = [
+            Declared(self.name, self.prefix, self.section or self.name, quantity)
+            for quantity in (*self.quantities, *_OF_EVERY_PROBE)
+        ]
+        return {one.key: one for one in found}
 
     @property
     def state_key(self) -> str:
@@ -283,6 +331,7 @@ class Probe(Callback, ABC):
         coupled = self.norm_mode == "train"
         share = slice(trainer.global_rank, None, trainer.world_size)
         self._batch = batch if coupled else take_rows(batch, share)
+        send_quantities(trainer, self.declared())
 
     def _measured(self, trainer: Trainer, module: LightningModule) -> dict[str, Tensor]:
         evals = self.norm_mode == "eval"
@@ -318,7 +367,7 @@ class Probe(Callback, ABC):
         if trainer.is_global_zero and trainer.loggers and not is_dry_run(trainer):
             send_figures(trainer, self._last_step, self.figures())
             curves = self._records.depth_curves(self.prefix)
-            send_charts(trainer, self._last_step, curves)
+            send_charts(trainer, self._last_step, curves, self.declared())
 
 
 def _weights(module: LightningModule) -> tuple[tuple[int, int], ...]:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from torch import Tensor
 
+from lit_resnorm.quantities import Declared, find_declared
 from lit_resnorm_callbacks.records import DepthCurves, Table
 
 if TYPE_CHECKING:
@@ -37,6 +38,47 @@ class TakesImages(Protocol):
 
     def log_image(self, key: str, images: list[Any], step: int | None) -> None:
         """Log images, which may be figures."""
+
+
+@runtime_checkable
+class TakesQuantities(Protocol):
+    """A logger that keeps what its values are, as `RunHistory` does."""
+
+    def log_quantities(self, quantities: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep what is declared, by key."""
+
+
+@runtime_checkable
+class Declares(Protocol):
+    """A callback that says what it logs, as every probe does."""
+
+    def declared(self) -> dict[str, Declared]:
+        """Return what it logs, by key."""
+        ...
+
+
+def send_quantities(trainer: Trainer, own: Mapping[str, Declared]) -> None:
+    """Tell the loggers what the probes' values are: titles, units, scales, words.
+
+    Where a logger has no place of its own for that, it goes into what Weights & Biases
+    and `CSVLogger` keep as config, under `quantities`; that replaces what stood there,
+    so that all probes of the Trainer are sent together.
+
+    Args:
+        trainer: With the other probes among its callbacks.
+        own: What the asking probe declares, which may stand outside of the Trainer.
+    """
+    declared: dict[str, Declared] = {}
+    for callback in getattr(trainer, "callbacks", []):
+        if isinstance(callback, Declares):
+            declared |= callback.declared()
+    declared |= own
+    rows = {key: one.row() for key, one in declared.items()}
+    for logger in trainer.loggers:
+        if isinstance(logger, TakesQuantities):
+            logger.log_quantities(rows)
+        elif isinstance(logger, WandbLogger | CSVLogger):
+            logger.log_hyperparams({"quantities": rows})
 
 
 def send_values(
@@ -101,7 +143,10 @@ def send_figures(
 
 
 def send_charts(
-    trainer: Trainer, step: int | None, curves: Mapping[str, DepthCurves]
+    trainer: Trainer,
+    step: int | None,
+    curves: Mapping[str, DepthCurves],
+    declared: Mapping[str, Declared],
 ) -> None:
     """Log quantities by depth as charts of Weights & Biases: `charts/<key>`.
 
@@ -117,11 +162,12 @@ def send_charts(
         for key, (sites, by_step) in curves.items():
             steps = sorted(by_step)
             steps = steps[:: -(-len(steps) // _LINES)] if steps else []
+            one = find_declared(declared, key, by_site=True)
             charts[f"charts/{key}"] = wandb.plot.line_series(
                 xs=range(len(sites)),
                 ys=[by_step[one] for one in steps],
                 keys=[f"step {one}" for one in steps],
-                title=key,
+                title=one.quantity.label if one else key,
                 xname="site, in the order of execution",
             )
         if charts:

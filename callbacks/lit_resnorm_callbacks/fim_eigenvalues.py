@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -20,8 +20,11 @@ from lit_resnorm.measures.losses import LikelihoodOptions
 from lit_resnorm.measures.observe import Reduce, identity, num_rows, take_rows
 from lit_resnorm.measures.passes.batch_dim import targets_first
 from lit_resnorm.measures.passes.batches import targets_of
+from lit_resnorm.quantities import Quantity
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
 from lit_resnorm_callbacks.rates import largest_rate
+
+_RATE = "Furusho & Ikeda 2020, doi 10.1017/ATSIP.2020.7"
 
 
 class FIMEigenvalueProbe(Probe):
@@ -33,22 +36,6 @@ class FIMEigenvalueProbe(Probe):
 
     One warning comes when the largest learning rate in use passes its bound (SGD in
     all its forms; never for adaptive optimizers, whose gradients are rescaled).
-
-    Logs:
-        fim/lambda_max: Largest eigenvalue, in units of the loss.
-        fim/lambda_max/residual: Norm of `F v - lambda_max v`, where iterations gave it.
-        fim/lambda_mean: Mean over all P eigenvalues, trace / P.
-        fim/trace: Sum of the eigenvalues.
-        fim/top/01: Largest, second, ... eigenvalue, up to ten.
-        fim/rate_bound: Rate above which the optimizer diverges on a quadratic of this
-            curvature: 2 / lambda_max, and by momentum, dampening and decay.
-        fim/rate: Largest learning rate in use.
-        fim/rate_ratio: fim/rate over fim/rate_bound.
-        fim/lambda_max/<site>: Largest eigenvalue of a layer's own block.
-        fim/trace/<site>: Trace of a layer's own block.
-        fim/spectrum: All measured eigenvalues: a table, and a figure at the end.
-        fim/seconds: Seconds that the measurement took.
-        fim/failed: 1 where a measurement came to nothing.
 
     With `norm_mode="train"` examples are coupled, and names begin with `fim_batch`.
 
@@ -79,6 +66,95 @@ class FIMEigenvalueProbe(Probe):
         ValueError: If an option can't be right; at the start of the fit, if the module
             has no trainable parameter or its output can't be read.
     """
+
+    section = "Fisher information"
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity(
+            "rate_ratio",
+            "learning rate over its bound",
+            scale="log",
+            panel="rate over its bound",
+            source=_RATE,
+            meaning="Largest learning rate in use over its bound.",
+        ),
+        Quantity(
+            "lambda_max",
+            "largest eigenvalue",
+            unit="loss",
+            scale="log",
+            headline=True,
+            heading="lambda_max",
+            meaning="Largest eigenvalue, in units of the loss.",
+        ),
+        Quantity(
+            "rate_bound",
+            "bound of the learning rate",
+            scale="log",
+            headline=True,
+            heading="rate bound",
+            panel="rate and its bound",
+            source=_RATE,
+            meaning="Rate above which the optimizer diverges on a quadratic of this"
+            " curvature: 2 / lambda_max, and by momentum, dampening and decay.",
+        ),
+        Quantity(
+            "rate",
+            "largest learning rate",
+            scale="log",
+            panel="rate and its bound",
+            meaning="Largest learning rate in use.",
+        ),
+        Quantity(
+            "lambda_mean",
+            "mean eigenvalue",
+            unit="loss",
+            scale="log",
+            meaning="Mean over all P eigenvalues, trace / P.",
+        ),
+        Quantity(
+            "trace",
+            "sum of the eigenvalues",
+            unit="loss",
+            scale="log",
+            meaning="Sum of the eigenvalues.",
+        ),
+        Quantity(
+            "top/<rank>",
+            "largest eigenvalues",
+            unit="loss",
+            scale="log",
+            meaning="Largest, second, ... eigenvalue, 01 up to 10.",
+        ),
+        Quantity(
+            "lambda_max/residual",
+            "error of the largest eigenvalue",
+            unit="loss",
+            scale="log",
+            meaning="Norm of F v - lambda_max v, where iterations gave it.",
+        ),
+        Quantity(
+            "lambda_max/<site>",
+            "largest eigenvalue of a layer",
+            unit="loss",
+            scale="log",
+            meaning="Largest eigenvalue of a layer's own block.",
+        ),
+        Quantity(
+            "trace/<site>",
+            "trace of a layer",
+            unit="loss",
+            scale="log",
+            meaning="Trace of a layer's own block.",
+        ),
+        Quantity(
+            "spectrum",
+            "eigenvalue",
+            unit="loss",
+            scale="log",
+            form="spectrum",
+            meaning="All measured eigenvalues: a table, and a figure at the end.",
+        ),
+    )
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -24,24 +24,13 @@ from lit_resnorm.measures.moments import (
 from lit_resnorm.measures.moments.pathology import MIN_LAYERS
 from lit_resnorm.measures.observe import Reduce
 from lit_resnorm.measures.sites import Site
+from lit_resnorm.quantities import PATHOLOGIES, Quantity
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_QUANTITIES = (
-    "effective_rank",
-    "sensitivity",
-    "mu2",
-    "nu2",
-    "mu4",
-    "nu1",
-    "delta_bn",
-    "delta_phi",
-    "noise_power",
-    "identity_deviation",
-    "branch_share",
-)
+_LABATIE = "Labatie 2019, arXiv 1811.03087"
 
 
 @runtime_checkable
@@ -60,26 +49,6 @@ class MomentTracer(Probe):
     `sites` selects among them and all other modules. An operation that can't be
     linearised is named in a warning, and the noise that depends on it is NaN.
 
-    Logs:
-        moments/effective_rank/<site>: Of the channels; 1 where examples lie on a line.
-        moments/sensitivity/<site>: Chi, noise over signal, 1 at the input.
-        moments/mu2/<site>, moments/nu2/<site>: Variance, and mean square.
-        moments/mu4/<site>, moments/nu1/<site>: Fourth central moment and mean absolute
-            value, at norms.
-        moments/delta_bn/<site>: Growth of chi from before the weights to after a norm.
-        moments/delta_phi/<site>: Growth of chi over an activation.
-        moments/noise_power/<site>: Mean square of a noise that enters as strong as the
-            signal.
-        moments/branch_share/<site>: Share of a branch in the variance of an addition.
-        moments/identity_deviation/<site>: Norm of the branch over that of the skip.
-        moments/log_slope, moments/log_goodness: Growth of log chi a layer, and the
-            share of its variance that a straight line explains (from 8 layers on).
-        moments/power_exponent, moments/power_goodness: The same against log depth.
-        moments/pathology: 0 none, 1 signal collapsed, 2 noise explodes, -1
-            undetermined, as with fewer than 8 layers; in words in `summary.json`.
-        moments/seconds: Seconds that the measurement took.
-        moments/failed: 1 where a measurement came to nothing.
-
     Args:
         name: Prefix of the logged names.
         cadence: Optimizer steps between measurements.
@@ -92,6 +61,115 @@ class MomentTracer(Probe):
     Raises:
         ValueError: If an option can't be right.
     """
+
+    section = "Signal and noise"
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity(
+            "effective_rank/<site>",
+            "effective rank",
+            scale="log",
+            headline=True,
+            heading="effective rank, last layer",
+            panel="effective rank by site",
+            source=_LABATIE,
+            meaning="Effective rank of the channels; 1 where examples lie on a line.",
+        ),
+        Quantity(
+            "sensitivity/<site>",
+            "normalised sensitivity",
+            scale="log",
+            panel="sensitivity by site",
+            source=_LABATIE,
+            meaning="Chi, noise over signal, 1 at the input.",
+        ),
+        Quantity(
+            "mu2/<site>",
+            "variance",
+            scale="log",
+            meaning="Variance about each channel's mean.",
+        ),
+        Quantity(
+            "nu2/<site>",
+            "mean square",
+            scale="log",
+            meaning="Mean square.",
+        ),
+        Quantity(
+            "mu4/<site>",
+            "fourth central moment",
+            meaning="Fourth central moment, at norms.",
+        ),
+        Quantity(
+            "nu1/<site>",
+            "mean absolute value",
+            meaning="Mean absolute value, at norms.",
+        ),
+        Quantity(
+            "delta_bn/<site>",
+            "growth of chi over a norm",
+            meaning="Growth of chi from before the weights to after a norm.",
+        ),
+        Quantity(
+            "delta_phi/<site>",
+            "growth of chi over an activation",
+            meaning="Growth of chi over an activation.",
+        ),
+        Quantity(
+            "noise_power/<site>",
+            "mean square of the noise",
+            scale="log",
+            meaning="Mean square of a noise that enters as strong as the signal.",
+        ),
+        Quantity(
+            "identity_deviation/<site>",
+            "branch over skip",
+            meaning="Norm of the branch over that of the skip.",
+        ),
+        Quantity(
+            "branch_share/<site>",
+            "share of the branch",
+            scale="linear",
+            panel="share of the branch by site",
+            meaning="Share of a branch in the variance of an addition.",
+        ),
+        Quantity(
+            "pathology",
+            "pathology",
+            scale="linear",
+            headline=True,
+            codes=PATHOLOGIES,
+            source=_LABATIE,
+            meaning="0 none, 1 signal collapsed, 2 noise explodes, -1 undetermined,"
+            " as with fewer than 8 layers; in words in summary.json.",
+        ),
+        Quantity(
+            "log_slope",
+            "growth of log chi a layer",
+            scale="linear",
+            panel="growth of the sensitivity",
+            meaning="Growth of log chi a layer (from 8 layers on, as the next three).",
+        ),
+        Quantity(
+            "log_goodness",
+            "fit of exponential growth",
+            scale="linear",
+            meaning="Share of the variance of log chi that a straight line explains.",
+        ),
+        Quantity(
+            "power_exponent",
+            "sensitivity exponent",
+            scale="linear",
+            headline=True,
+            panel="growth of the sensitivity",
+            meaning="Growth of log chi against log depth.",
+        ),
+        Quantity(
+            "power_goodness",
+            "fit of growth as a power",
+            scale="linear",
+            meaning="Share of the variance that this line explains.",
+        ),
+    )
 
     def __init__(
         self,
@@ -178,7 +256,7 @@ class MomentTracer(Probe):
 
         Theory is drawn where the module has `depth_theory` for the quantity.
         """
-        figures = self._records.figures(self.prefix, self._theory)
+        figures = self._records.figures(self.prefix, self.declared(), self._theory)
         chi = self._records.by_site("sensitivity")
         curves = {
             step: [(depth, chi[site][step]) for site, depth in self._depths.items()]
@@ -211,7 +289,8 @@ class MomentTracer(Probe):
 
 def _by_site(sites: tuple[SiteMoments, ...]) -> dict[str, Tensor]:
     values = {}
-    for quantity in _QUANTITIES:
+    by_site = [one.stem for one in MomentTracer.quantities if one.by_site]
+    for quantity in by_site:
         for site in sites:
             value = getattr(site, quantity)
             if value is not None:

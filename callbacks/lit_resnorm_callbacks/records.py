@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lit_resnorm.figures import by_depth, spectrum
+from lit_resnorm.quantities import Declared, find_declared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,12 +86,16 @@ class Records:
         return tables
 
     def figures(
-        self, prefix: str, theory: Mapping[str, float | list[float]] | None = None
+        self,
+        prefix: str,
+        declared: Mapping[str, Declared],
+        theory: Mapping[str, float | list[float]] | None = None,
     ) -> dict[str, Figure]:
         """Return one figure a quantity: by depth, or by rank for a spectrum.
 
         Args:
             prefix: First part of the figures' names.
+            declared: What the probe says of its quantities: labels and scales.
             theory: By quantity what random weights should give: one value, or one a
                 site; left out where the sites are others.
         """
@@ -100,16 +105,20 @@ class Records:
             expected = (theory or {}).get(quantity, ())
             if isinstance(expected, (int, float)):
                 expected = [expected] * len(sites)
+            one = find_declared(declared, key, by_site=True)
             figures[key] = by_depth(
                 sites,
                 values,
-                quantity=quantity,
+                quantity=one.quantity.label if one else quantity,
                 title=key,
+                scale=one.quantity.scale if one else "auto",
                 theory=expected if len(expected) == len(sites) else (),
             )
         for key, spectra in self._spectra.items():
             name = f"{prefix}/{key}"
-            figures[name] = spectrum(spectra, quantity=key, title=name)
+            one = find_declared(declared, name)
+            label = one.quantity.label if one else key
+            figures[name] = spectrum(spectra, quantity=label, title=name)
         return figures
 
     def depth_curves(self, prefix: str) -> dict[str, DepthCurves]:

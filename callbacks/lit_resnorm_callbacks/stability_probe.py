@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -16,6 +16,7 @@ from lit_resnorm.measures.losses import LossFn, losses_of
 from lit_resnorm.measures.observe import Reduce, num_rows, take_rows, untouched
 from lit_resnorm.measures.passes.batch_dim import examples_first
 from lit_resnorm.measures.sites import Site
+from lit_resnorm.quantities import Quantity
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
 from lit_resnorm_callbacks.counts import check_count
 from lit_resnorm_callbacks.destinations import TakesTables
@@ -26,6 +27,8 @@ from lit_resnorm_callbacks.twin_training import TwinTraining
 from lit_resnorm_callbacks.twin_values import COLUMNS, twin_values
 
 METHODS = ("twins", "influence")
+
+_STABILITY = "Bousquet & Elisseeff 2002, JMLR 2"
 
 
 class StabilityProbe(Probe):
@@ -38,23 +41,6 @@ class StabilityProbe(Probe):
 
     Works for every module with automatic optimization, one elementwise optimizer and a
     training loss that is the mean of its examples' losses.
-
-    Logs:
-        stability/eps_hyp: Mean difference of the losses on the probe batch between the
-            run and its twins (science: hypothesis stability).
-        stability/eps_point: Mean difference of the losses on the examples left out.
-        stability/eps_unif: Largest difference on the probe batch.
-        stability/eps_hyp/stderr: Standard errors, clustered over twins; likewise for
-            the other two (for the maximum an indication).
-        stability/replace_signed: Mean of twin's minus run's loss on the example that
-            the twin lacks.
-        stability/distance: Mean Euclidean distance of the twins' weights to the run's.
-        stability/generalization_gap: The run's loss on the probe batch minus that on
-            the examples left out, from when a batch has held one.
-        stability/diverged: Number of twins that diverged; they are in no other value.
-        stability/twins: Table of the twins, at the end.
-        stability/seconds: Seconds that the measurement took.
-        stability/failed: 1 where a measurement came to nothing.
 
     Args:
         num_twins: Number of twins K.
@@ -80,6 +66,95 @@ class StabilityProbe(Probe):
     Raises:
         ValueError: If an option can't be right.
     """
+
+    section = "Stability"
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity(
+            "eps_hyp",
+            "hypothesis stability",
+            unit="loss",
+            scale="log",
+            headline=True,
+            heading="eps_hyp",
+            source=_STABILITY,
+            meaning="Mean difference of the losses on the probe batch between the run"
+            " and its twins.",
+        ),
+        Quantity(
+            "eps_hyp/stderr",
+            "standard error of eps_hyp",
+            scale="log",
+            meaning="Its standard error, clustered over twins.",
+        ),
+        Quantity(
+            "distance",
+            "distance of the twins",
+            scale="log",
+            panel="distance of the twins",
+            meaning="Mean Euclidean distance of the weights of the twins to those of"
+            " the run.",
+        ),
+        Quantity(
+            "eps_point",
+            "pointwise hypothesis stability",
+            unit="loss",
+            scale="log",
+            source=_STABILITY,
+            meaning="Mean difference of the losses on the examples left out.",
+        ),
+        Quantity(
+            "eps_point/stderr",
+            "standard error of eps_point",
+            scale="log",
+            meaning="Its standard error, clustered over twins.",
+        ),
+        Quantity(
+            "eps_unif",
+            "uniform stability on the probe batch",
+            unit="loss",
+            scale="log",
+            source=_STABILITY,
+            meaning="Largest difference on the probe batch.",
+        ),
+        Quantity(
+            "eps_unif/stderr",
+            "standard error of eps_unif",
+            scale="log",
+            meaning="Its standard error, clustered over twins; for the maximum an"
+            " indication.",
+        ),
+        Quantity(
+            "replace_signed",
+            "loss of the twins on what they lack, less that of the run",
+            unit="loss",
+            meaning="Mean of the loss of the twin less that of the run on the example"
+            " that the twin lacks.",
+        ),
+        Quantity(
+            "replace_signed/stderr",
+            "standard error of replace_signed",
+            meaning="Its standard error.",
+        ),
+        Quantity(
+            "generalization_gap",
+            "generalization gap",
+            unit="loss",
+            meaning="Loss of the run on the probe batch minus that on the examples"
+            " left out, from when a batch has held one.",
+        ),
+        Quantity(
+            "diverged",
+            "twins that diverged",
+            scale="linear",
+            meaning="Number of twins that diverged; they are in no other value.",
+        ),
+        Quantity(
+            "twins",
+            "the twins",
+            form="table",
+            meaning="Table of the twins, at the end.",
+        ),
+    )
 
     def __init__(
         self,

@@ -117,8 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workspace",
         action="store_true",
-        help="instead: save a W&B workspace with panels for the probes in"
-        " ENTITY/PROJECT; without a connection write what it would hold to a file",
+        help="instead: save a W&B workspace in ENTITY/PROJECT with panels for our"
+        " probes, or for those of runs on this machine that are named beside it;"
+        " without a connection write what it would hold to a file",
     )
     parser.add_argument(
         "--report", action="store_true", help="likewise, a W&B report (a draft)"
@@ -165,11 +166,26 @@ def _checked_by(by: Sequence[str] | None, runs: Sequence[Recorded]) -> list[str]
 
 
 def _saved_views(options: argparse.Namespace) -> int:
+    from lit_resnorm.compare.columns import declared_of
+    from lit_resnorm.compare.shipped import shipped_quantities
+    from lit_resnorm.compare.sources import read_runs
     from lit_resnorm.compare.workspace import save_views
 
-    for word in options.runs:
+    paths = [word for word in options.runs if Path(word).exists()]
+    projects = [word for word in options.runs if word not in paths]
+    for word in projects or paths:
         if Path(word).exists() or not _PROJECT.fullmatch(word):
             raise UsageError(f"--workspace, --report: {word!r} is no ENTITY/PROJECT")
-    for word in options.runs:
-        save_views(word, workspace=options.workspace, report=options.report)
+    runs, skipped = read_runs(paths)
+    for one in skipped:
+        sys.stderr.write(f"skipped {one['name']}: {one['reason']}\n")
+    found = [one for run in runs for one in run.quantities.values()]
+    declared = declared_of(found or shipped_quantities().values())
+    for word in projects:
+        save_views(
+            word,
+            declared,
+            workspace=options.workspace,
+            report=options.report,
+        )
     return 0

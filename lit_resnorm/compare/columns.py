@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from lit_resnorm.compare.recorded import Recorded, Series
+from lit_resnorm.compare.recorded import Recorded, Series, code_of
+from lit_resnorm.compare.shipped import shipped_quantities
+from lit_resnorm.quantities import SITE, Better, Declared
 
 Cell = float | str | None
-Better = Literal["high", "low"] | None
-
-WORDS = {"signal": "signal", "snr": "noise", "none": "none"}
-"""Verdicts as the table says them; `undetermined` says nothing."""
 
 _STAGES = {"test": "test", "val": "val", "valid": "val", "validation": "val"}
 _QUANTITIES = {"acc": "accuracy", "accuracy": "accuracy", "loss": "loss"}
@@ -53,17 +51,82 @@ def columns_of(runs: Sequence[Recorded], *, best: bool = False) -> list[Column]:
         _config("lr", "lr", runs),
         _measured("accuracy", "high", runs, best=best),
         _measured("loss", "low", runs, best=best),
-        _scalar("generalization_gap", "gap", runs, "low" if best else None),
-        _scalar("fim/lambda_max", "lambda_max", runs),
-        _scalar("fim/rate_bound", "rate bound", runs),
-        _of_sites("moments/effective_rank", "effective rank, last layer", runs, _last),
-        _scalar("moments/power_exponent", "sensitivity exponent", runs),
-        _of_sites("activation/dead", "dead units", runs, _mean),
-        _scalar("stability/eps_hyp", "eps_hyp", runs),
-        Column("verdict", "pathology", None, 0, [verdict(run) for run in runs]),
-        Column("status", "status", None, 0, [_trouble(run) for run in runs]),
+        _gap(runs, "low" if best else None),
     ]
-    return [c for c in found if any(cell is not None for cell in c.cells)]
+    status = Column("status", "status", None, 0, [_trouble(run) for run in runs])
+    columns = [*found, *_declared_columns(runs, best=best), status]
+    return [c for c in columns if any(cell is not None for cell in c.cells)]
+
+
+def declared_of(quantities: Iterable[Declared]) -> list[Declared]:
+    """Return each quantity once, our own probes' first.
+
+    The order is the same wherever runs were recorded: W&B keeps none.
+    """
+    found: dict[tuple[str, str], Declared] = {}
+    for one in quantities:
+        found.setdefault(one.identity, one)
+    known = dict.fromkeys(one.identity for one in shipped_quantities().values())
+    ours = [found[identity] for identity in known if identity in found]
+    others = [one for identity, one in found.items() if identity not in known]
+    return [*ours, *sorted(others, key=lambda one: one.probe)]
+
+
+def _declared_columns(runs: Sequence[Recorded], *, best: bool) -> list[Column]:
+    """Return the headlines of the runs' probes: numbers first, then words."""
+    declared = declared_of(one for run in runs for one in run.quantities.values())
+    headlines = [one for one in declared if one.quantity.headline]
+    columns: dict[str, tuple[Declared, Column]] = {}
+    for one in sorted(headlines, key=lambda one: bool(one.quantity.codes)):
+        cells = [_declared_cell(run, one, best=best) for run in runs]
+        if any(cell is not None for cell in cells):
+            quantity = one.quantity
+            key = f"{one.probe}/{quantity.stem}"
+            key = f"{key}/{SITE}" if key in columns else key
+            title = quantity.heading or quantity.title
+            title = f"best {title}" if best and quantity.better else title
+            digits = 0 if quantity.codes else 4
+            columns[key] = one, Column(key, title, quantity.better, digits, cells)
+    titles = [column.title for _, column in columns.values()]
+    return [
+        replace(column, title=f"{column.title} ({one.probe})")
+        if titles.count(column.title) > 1
+        else column
+        for one, column in columns.values()
+    ]
+
+
+def _declared_cell(run: Recorded, wanted: Declared, *, best: bool) -> Cell:
+    own = [one for one in run.quantities.values() if one.identity == wanted.identity]
+    for one in own or [wanted]:
+        quantity = one.quantity
+        if quantity.codes:
+            cell = told(run, one)
+        elif quantity.by_site:
+            sites = run.depth.get(one.stem)
+            cell = _OVER_SITES[quantity.over_sites](sites) if sites else None
+        else:
+            series = run.series.get(one.key)
+            better = quantity.better if best else None
+            cell = None if series is None else _shown(series, better)
+        if cell is not None:
+            return cell
+    return None
+
+
+def told(run: Recorded, declared: Declared) -> str | None:
+    """Return what a run's first and last codes say: `noise`, `noise → none`.
+
+    Where no numbers were kept it is what the word at the run's end says.
+    """
+    series = run.series.get(declared.key)
+    if series is None:
+        word = run.verdicts.get(declared.key)
+        codes = [code for code in declared.quantity.codes if code.word == word]
+    else:
+        ends = (float(series.value[place]) for place in (0, -1))
+        codes = [code for end in ends if (code := code_of(declared, end))]
+    return " → ".join(dict.fromkeys(c.shown for c in codes if c.shown)) or None
 
 
 def _config(key: str, title: str, runs: Sequence[Recorded]) -> Column:
@@ -111,18 +174,11 @@ def stage_series(run: Recorded, stage: str, quantity: str) -> Series | None:
     return None
 
 
-def _scalar(
-    key: str, title: str, runs: Sequence[Recorded], better: Better = None
-) -> Column:
-    # the Fisher matrix of the coupled batch where it alone was measured
-    name, _, quantity = key.partition("/")
-    keys = (key, f"{name}_batch/{quantity}")
-    cells: list[Cell] = []
-    for run in runs:
-        one = next((run.series[k] for k in keys if k in run.series), None)
-        cells.append(None if one is None else _shown(one, better))
-    title = f"best {title}" if better else title
-    return Column(key, title, better, 4, cells)
+def _gap(runs: Sequence[Recorded], better: Better) -> Column:
+    key = "generalization_gap"
+    found = [run.series.get(key) for run in runs]
+    cells: list[Cell] = [None if one is None else _shown(one, better) for one in found]
+    return Column(key, "best gap" if better else "gap", better, 4, cells)
 
 
 def _shown(series: Series, best: Better) -> float:
@@ -133,18 +189,6 @@ def _shown(series: Series, best: Better) -> float:
     return float(finite.max() if best == "high" else finite.min())
 
 
-def _of_sites(
-    key: str,
-    title: str,
-    runs: Sequence[Recorded],
-    pick: Callable[[Mapping[str, Series]], float],
-) -> Column:
-    cells: list[Cell] = [
-        pick(run.depth[key]) if key in run.depth else None for run in runs
-    ]
-    return Column(key, title, None, 4, cells)
-
-
 def _last(sites: Mapping[str, Series]) -> float:
     return float(sites[max(sites)].value[-1])
 
@@ -153,16 +197,10 @@ def _mean(sites: Mapping[str, Series]) -> float:
     return float(np.mean([one.value[-1] for one in sites.values()]))
 
 
-def verdict(run: Recorded) -> str | None:
-    """Return what a run's first and last verdicts say: `noise`, `noise → none`."""
-    series = run.series.get("moments/pathology")
-    if series is None:
-        word = run.verdicts.get("moments/pathology")
-        return WORDS.get(word) if word else None
-    codes = {0.0: "none", 1.0: "signal", 2.0: "noise"}
-    words = [codes.get(series.value[place]) for place in (0, -1)]
-    told = [word for word in dict.fromkeys(words) if word is not None]
-    return " → ".join(told) or None
+_OVER_SITES: dict[str, Callable[[Mapping[str, Series]], float]] = {
+    "last": _last,
+    "mean": _mean,
+}
 
 
 def _trouble(run: Recorded) -> str | None:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from lit_resnorm.quantities import Declared, declared_quantities
+
 FLAT = ("variant", "depth", "width", "data", "optimizer", "lr", "batch_size", "seed")
 """Keys that every run of `fit` has."""
 
@@ -51,6 +53,18 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
         if not second and not path and not _LEFT_OUT.fullmatch(key):
             flat[key] = value
     return flat
+
+
+def parted_config(
+    config: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Declared]]:
+    """Return a run's config, and apart from it what the run's probes declared there.
+
+    `quantities` that are another project's setting stay in the config.
+    """
+    declared = declared_quantities(config.get("quantities"))
+    rest = {k: v for k, v in config.items() if k != "quantities" or not declared}
+    return rest, declared
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_resnorm.compare.columns import Column, columns_of
+from lit_resnorm.compare.columns import Column, columns_of, declared_of
 from lit_resnorm.compare.config import differences, known_key, same
 from lit_resnorm.compare.findings import findings_of
 from lit_resnorm.compare.grouping import (
@@ -24,6 +24,7 @@ from lit_resnorm.compare.grouping import (
 )
 from lit_resnorm.compare.recorded import Recorded, Series
 from lit_resnorm.compare.thinning import even_places, kept_places
+from lit_resnorm.quantities import Declared, Quantity, find_declared
 from lit_resnorm.runs.json_lines import plain
 
 _STEPS = 24
@@ -81,6 +82,7 @@ def comparison_document(
         "series": _series(runs),
         "group_series": _group_series(runs, groups),
         "depth": _depth(runs),
+        "quantities": _quantities(runs),
         "findings": [asdict(one) for one in findings_of(runs)],
     }
 
@@ -199,6 +201,41 @@ def _depth(runs: Sequence[Recorded]) -> dict[str, list[dict[str, Any]]]:
         ]
         for key in _keys(run.depth for run in runs)
     }
+
+
+def _quantities(runs: Sequence[Recorded]) -> dict[str, dict[str, Any]]:
+    """Return what is declared of the series, and of what is by depth, by key."""
+    found: dict[str, Declared] = {}
+    for run in runs:
+        found = {**run.quantities, **found}
+    order = {one.identity: k for k, one in enumerate(declared_of(found.values()))}
+    series = _keys(run.series for run in runs)
+    depth = _keys(run.depth for run in runs)
+    parts = {
+        "series": {key: find_declared(found, key) for key in series},
+        "depth": {key: find_declared(found, key, by_site=True) for key in depth},
+    }
+    return {
+        part: {
+            key: _described(one.quantity)
+            for key, one in sorted(
+                ((key, one) for key, one in known.items() if one is not None),
+                key=lambda item: order[item[1].identity],
+            )
+        }
+        for part, known in parts.items()
+    }
+
+
+def _described(quantity: Quantity) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "title": quantity.label,
+        "scale": quantity.scale,
+        "has_chart": bool(quantity.panel_title),
+    }
+    if quantity.codes:
+        described["codes"] = {str(c.number): c.shown or c.word for c in quantity.codes}
+    return described
 
 
 def _profile(sites: Mapping[str, Series]) -> dict[str, Any]:

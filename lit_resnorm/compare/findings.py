@@ -1,14 +1,18 @@
-"""What is wrong in which run, and why, with the numbers that say so."""
+"""What is wrong in which run, and why, with the numbers that say so.
+
+A finding speaks of any probe that declares the quantities that it weighs, whatever the
+probe's name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from lit_resnorm.compare.columns import stage_series, verdict
+from lit_resnorm.compare.columns import stage_series, told
 from lit_resnorm.compare.divergence import broken_loss, has_diverged, training_loss
 from lit_resnorm.compare.recorded import Recorded, Series
 
@@ -100,9 +104,13 @@ def _poor_accuracy(run: Recorded) -> float | None:
 
 
 def _pathology(run: Recorded) -> _Said:
-    word = verdict(run)
-    if word is None:
-        return
+    for probe in run.probes_with("pathology", "power_exponent"):
+        words = told(run, run.quantities[f"{probe}/pathology"])
+        if words is not None:
+            yield from _pathology_of(run, probe, words)
+
+
+def _pathology_of(run: Recorded, probe: str, word: str) -> _Said:
     poor = _poor_accuracy(run) is not None
     first, *_, last = [*word.split(" → ")] * 2
     removed = last == "none"
@@ -110,35 +118,37 @@ def _pathology(run: Recorded) -> _Said:
     if last not in ("none", first):
         later = f"; at the end: {last}"
     if word == "none":
-        yield "good", f"no pathology of depth{_chi(run, 'power')}", LABATIE
+        yield "good", f"no pathology of depth{_chi(run, probe, 'power')}", LABATIE
     elif first == "none":
-        text = f"training led to the {last} pathology{_rank(run, -1)}"
+        text = f"training led to the {last} pathology{_rank(run, probe, -1)}"
         yield "warn", text, LABATIE
     elif first == "signal":
         text = (
             "signal pathology: examples collapse to a line with depth"
-            f"{_rank(run, 0)}{later}; batch norm, or a smaller branch, prevents it"
+            f"{_rank(run, probe, 0)}{later}; batch norm, or a smaller branch, prevents"
+            " it"
         )
         yield "warn" if removed and not poor else "bad", text, LABATIE
     else:
         text = (
             "noise pathology: noise grows exponentially over the signal"
-            f"{_chi(run, 'log')}{later}; skip connections tame it to a power of depth"
+            f"{_chi(run, probe, 'log')}{later}; skip connections tame it to a power of"
+            " depth"
         )
         yield "warn" if removed and not poor else "bad", text, LABATIE
 
 
-def _rank(run: Recorded, place: int) -> str:
-    sites = run.depth.get("moments/effective_rank")
+def _rank(run: Recorded, probe: str, place: int) -> str:
+    sites = run.depth.get(f"{probe}/effective_rank")
     if not sites:
         return ""
     value, step = sites[max(sites)].value[place], sites[max(sites)].step[place]
     return f" (effective rank {value:.3g} at {max(sites)}, step {step})"
 
 
-def _chi(run: Recorded, law: Literal["log", "power"]) -> str:
-    key = {"log": "moments/log_slope", "power": "moments/power_exponent"}[law]
-    series = run.series.get(key)
+def _chi(run: Recorded, probe: str, law: Literal["log", "power"]) -> str:
+    name = {"log": "log_slope", "power": "power_exponent"}[law]
+    series = run.series.get(f"{probe}/{name}")
     if series is None or not np.isfinite(series.value[0]):
         return ""
     value, step = series.value[0], series.step[0]
@@ -148,13 +158,17 @@ def _chi(run: Recorded, law: Literal["log", "power"]) -> str:
 
 
 def _rate(run: Recorded) -> _Said:
-    series = run.series.get("fim/rate_ratio")
-    if series is None or not np.isfinite(series.value).any():
-        return
+    for probe in run.probes_with("rate_ratio", "rate", "rate_bound"):
+        series = run.series.get(f"{probe}/rate_ratio")
+        if series is not None and np.isfinite(series.value).any():
+            yield from _rate_of(run, probe, series)
+
+
+def _rate_of(run: Recorded, probe: str, series: Series) -> _Said:
     ratio = float(np.nanmax(np.where(np.isfinite(series.value), series.value, -np.inf)))
     place = int(np.argmax(series.value == ratio))
     step = series.step[place]
-    rate, bound = run.series.get("fim/rate"), run.series.get("fim/rate_bound")
+    rate, bound = (run.series.get(f"{probe}/{one}") for one in ("rate", "rate_bound"))
     numbers = ""
     if rate is not None and bound is not None:
         numbers = f": {_at(rate, step):.3g} against {_at(bound, step):.3g}"
@@ -162,7 +176,7 @@ def _rate(run: Recorded) -> _Said:
         text = f"learning rate {ratio:.3g} times its bound at step {step}{numbers}"
         bad = has_diverged(run) or _poor_accuracy(run) is not None
         yield "bad" if bad else "warn", text, FURUSHO
-    elif not _is_saturated(run):
+    elif not _is_saturated(run, probe):
         text = f"learning rate below its bound throughout (at most {ratio:.3g} of it)"
         yield "good", text, FURUSHO
 
@@ -173,24 +187,29 @@ def _at(series: Series, step: int) -> float:
 
 
 def _curvature(run: Recorded) -> _Said:
-    if _is_saturated(run):
-        series = run.series["fim/lambda_max"]
-        text = (
-            f"Fisher lambda_max is {series.value[0]:.3g} at step {series.step[0]}: the"
-            " output is saturated, and the rate bound says nothing"
-        )
-        yield "bad", text, FURUSHO
+    for probe in run.probes_with("lambda_max", "rate_bound"):
+        if _is_saturated(run, probe):
+            series = run.series[f"{probe}/lambda_max"]
+            text = (
+                f"Fisher lambda_max is {series.value[0]:.3g} at step"
+                f" {series.step[0]}: the output is saturated, and the rate bound says"
+                " nothing"
+            )
+            yield "bad", text, FURUSHO
 
 
-def _is_saturated(run: Recorded) -> bool:
-    series = run.series.get("fim/lambda_max")
+def _is_saturated(run: Recorded, probe: str) -> bool:
+    series = run.series.get(f"{probe}/lambda_max")
     return series is not None and bool(0 <= series.value[0] < SATURATED)
 
 
 def _dead(run: Recorded) -> _Said:
-    sites = run.depth.get("activation/dead")
-    if not sites:
-        return
+    for probe in run.probes_with("dead/<site>", "rate/<site>"):
+        if sites := run.depth.get(f"{probe}/dead"):
+            yield from _dead_of(sites)
+
+
+def _dead_of(sites: Mapping[str, Series]) -> _Said:
     last = {site: float(one.value[-1]) for site, one in sites.items()}
     worst = max(last, key=lambda site: np.nan_to_num(last[site], nan=-1.0))
     if last[worst] >= DEAD:
@@ -213,13 +232,14 @@ def _gap(run: Recorded) -> _Said:
 
 
 def _stability(run: Recorded) -> _Said:
-    eps = run.series.get("stability/eps_hyp")
-    if eps is None:
-        return
-    error = run.series.get("stability/eps_hyp/stderr")
-    spread = "" if error is None else f" ± {error.value[-1]:.2g}"
-    text = f"one training example moves the loss by {eps.value[-1]:.3g}{spread}"
-    yield "info", f"{text} (eps_hyp)", STABILITY
+    for probe in run.probes_with("eps_hyp", "eps_hyp/stderr"):
+        eps = run.series.get(f"{probe}/eps_hyp")
+        if eps is None:
+            continue
+        error = run.series.get(f"{probe}/eps_hyp/stderr")
+        spread = "" if error is None else f" ± {error.value[-1]:.2g}"
+        text = f"one training example moves the loss by {eps.value[-1]:.3g}{spread}"
+        yield "info", f"{text} (eps_hyp)", STABILITY
 
 
 _JUDGES: tuple[Callable[[Recorded], _Said], ...] = (

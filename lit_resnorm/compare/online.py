@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from lit_resnorm.compare.config import flat_config
+from lit_resnorm.compare.config import flat_config, parted_config
 from lit_resnorm.compare.recorded import Recorded, recorded_of_rows
 from lit_resnorm.runs.json_lines import flat_values
 
@@ -62,6 +62,9 @@ def recorded_online(run: Any, source: str) -> Recorded:
     """
     summary = dict(run.summary)
     status = _STATES.get(run.state, "failed")
+    config, quantities = parted_config(
+        {k: v for k, v in run.config.items() if not k.startswith("_")}
+    )
     said = summary.get("status")
     return recorded_of_rows(
         _rows(run.scan_history()),
@@ -69,10 +72,9 @@ def recorded_online(run: Any, source: str) -> Recorded:
         source=source,
         kind="online",
         status=status if said in (None, "running") else said,
-        config=flat_config(
-            {k: v for k, v in run.config.items() if not k.startswith("_")}
-        ),
+        config=flat_config(config),
         seconds=(summary.get("_wandb") or {}).get("runtime"),
+        quantities=quantities,
     )
 
 

@@ -5,22 +5,19 @@ Dimensions: S steps at which a value was measured.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_resnorm.compare.shipped import shipped_quantities
+from lit_resnorm.quantities import Code, Declared, find_declared
 from lit_resnorm.runs.files import SITE
+from lit_resnorm.runs.json_lines import NOT_FINITE
 
 Kind = Literal["directory", "offline", "online", "csv"]
-
-VERDICTS = {0.0: "none", 1.0: "signal", 2.0: "snr", -1.0: "undetermined"}
-"""Words of a logged verdict, see `lit_resnorm.measures.moments.pathology`."""
-
-_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,8 @@ class Recorded:
         seconds: Duration; None: not known.
         series: By key; keys of single sites are not among them.
         depth: By quantity and site, in the order of execution.
+        quantities: What its probes declared of their values, by key; of a run that
+            holds nothing of the kind, what the probes here declare.
     """
 
     name: str
@@ -62,6 +61,13 @@ class Recorded:
     seconds: float | None = None
     series: Mapping[str, Series] = field(default_factory=dict)
     depth: Mapping[str, Mapping[str, Series]] = field(default_factory=dict)
+    quantities: Mapping[str, Declared] = field(default_factory=shipped_quantities)
+
+    def probes_with(self, *names: str) -> Iterator[str]:
+        """Yield the prefixes of the probes that declare all of these quantities."""
+        for prefix in dict.fromkeys(one.prefix for one in self.quantities.values()):
+            if all(f"{prefix}/{name}" in self.quantities for name in names):
+                yield prefix
 
 
 def series_of_rows(
@@ -77,7 +83,7 @@ def series_of_rows(
     for row in rows:
         step = row["step"]
         for key, value in row.items():
-            number = _WORDS.get(value) if isinstance(value, str) else value
+            number = NOT_FINITE.get(value) if isinstance(value, str) else value
             if not isinstance(number, int | float):
                 continue
             found = points.get(key)
@@ -122,6 +128,7 @@ def recorded_of_rows(
     config: Mapping[str, Any],
     verdicts: Mapping[str, str] | None = None,
     seconds: float | None = None,
+    quantities: Mapping[str, Declared] | None = None,
 ) -> Recorded:
     """Return a run from its history.
 
@@ -134,11 +141,13 @@ def recorded_of_rows(
     series, depth = series_of_rows(rows)
     if not series and not depth:
         raise ValueError("it holds no values")
-    words = {
-        key: VERDICTS.get(one.value[-1], "undetermined")
-        for key, one in series.items()
-        if key.endswith("/pathology")
-    }
+    quantities = quantities or shipped_quantities()
+    words = {}
+    for key, one in series.items():
+        declared = find_declared(quantities, key)
+        code = code_of(declared, float(one.value[-1])) if declared else None
+        if code is not None:
+            words[key] = code.word
     return Recorded(
         name=name,
         source=source,
@@ -149,4 +158,16 @@ def recorded_of_rows(
         seconds=seconds,
         series=series,
         depth=depth,
+        quantities=quantities,
     )
+
+
+def code_of(declared: Declared, value: float) -> Code | None:
+    """Return what a logged number stands for.
+
+    A number that is none of the codes, such as the NaN of a measurement that failed,
+    is the code that tells nothing; None where there is no such code.
+    """
+    codes = declared.quantity.codes
+    silent = next((code for code in codes if not code.shown), None)
+    return next((code for code in codes if code.number == value), silent)

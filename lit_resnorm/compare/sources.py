@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lit_resnorm.compare.config import flat_config
+from lit_resnorm.compare.config import flat_config, parted_config
 from lit_resnorm.compare.csv_logs import METRICS, read_csv_rows, read_hparams
 from lit_resnorm.compare.online import ADDRESS, read_online
 from lit_resnorm.compare.recorded import Kind, Recorded, recorded_of_rows
+from lit_resnorm.quantities import declared_quantities
 from lit_resnorm.runs.files import CONFIG, HISTORY, SUMMARY, RunRows, read_run_rows
 from lit_resnorm.runs.wandb_offline import find_offline_runs, read_offline_run
 
@@ -149,28 +150,33 @@ def _read(place: _Place) -> Recorded:
         rows = read_csv_rows(place.path)
         # the folder alone is `version_0`
         name = "/".join(place.path.resolve().parts[-2:])
+        config, quantities = parted_config(read_hparams(place.path))
         run = recorded_of_rows(
             rows,
             name=name,
             source=str(place.path),
             kind="csv",
             status="",
-            config=flat_config(read_hparams(place.path)),
+            config=flat_config(config),
+            quantities=quantities,
         )
     else:
         if place.kind == "directory":
             read = _run_rows(place.path)
         else:
             read = read_offline_run(place.run_id, place.folders)
+        config, quantities = parted_config(read.config)
+        quantities |= declared_quantities(read.summary.get("quantities"))
         run = recorded_of_rows(
             read.rows,
             name=read.name,
             source=str(place.path),
             kind=place.kind,
             status=read.summary["status"],
-            config=flat_config(read.config),
+            config=flat_config(config),
             verdicts=read.summary["verdicts"],
             seconds=read.summary.get("seconds"),
+            quantities=quantities,
         )
     return run
 

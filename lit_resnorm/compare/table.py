@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lit_resnorm.runs.json_lines import NOT_FINITE
+
 _STYLES = {"bad": "red", "warn": "yellow", "good": "green", "info": "dim"}
 _MARKS = {"bad": "✗", "warn": "!", "good": "✓", "info": "·"}
-_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _FEW = 8
 """Different values of a key that are listed; of more, how many there are."""
 _NAME = 40
@@ -118,7 +119,7 @@ def _groups_columns(document: Mapping[str, Any]) -> tuple[_Printed, list[_Printe
 
 def _is_text(column: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
     cells = [row[column["key"]] for row in rows]
-    return any(isinstance(cell, str) and cell not in _NUMBERS for cell in cells)
+    return any(isinstance(cell, str) and cell not in NOT_FINITE for cell in cells)
 
 
 def _tables(name: _Printed, columns: Sequence[_Printed], width: int) -> Iterator[Table]:
@@ -158,5 +159,6 @@ def shown(value: Any, digits: int) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return {"NaN": "NaN", "Infinity": "inf", "-Infinity": "-inf"}.get(value, value)
+        number = NOT_FINITE.get(value, math.nan)
+        return value if math.isnan(number) else str(number)
     return str(value) if isinstance(value, int) else f"{value:.{digits}g}"

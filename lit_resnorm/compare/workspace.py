@@ -9,50 +9,57 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_resnorm.compare.telling import DEFAULT_BY
 from lit_resnorm.errors import UsageError
+from lit_resnorm.quantities import Declared, name_pattern
 
 _STEP = "trainer/global_step"
 _NAME = "lit_resnorm"
 
-# Section; its curves over training (what a key matches), and which axes are log.
-_CURVES: dict[str, list[tuple[str, str, bool]]] = {
-    "Training": [
-        ("loss", "^(train|val|test)/loss$", True),
-        ("accuracy", "^(train|val|test)/accuracy$", False),
-        ("generalization gap", "^generalization_gap$", False),
-    ],
-    "Fisher information": [
-        ("largest eigenvalue", "^fim(_batch)?/lambda_max$", True),
-        ("rate and its bound", "^fim(_batch)?/(rate|rate_bound)$", True),
-        ("rate over its bound", "^fim(_batch)?/rate_ratio$", True),
-    ],
-    "Signal and noise": [
-        ("pathology: 1 signal, 2 noise", "^moments/pathology$", False),
-        ("growth of the sensitivity", "^moments/(log_slope|power_exponent)$", False),
-        ("effective rank by site", "^moments/effective_rank/", True),
-        ("sensitivity by site", "^moments/sensitivity/", True),
-    ],
-    "Activations": [
-        ("mean rate", "^activation/rate_mean$", False),
-        ("dead units by site", "^activation/dead/", False),
-    ],
-    "Stability": [
-        ("hypothesis stability", "^stability/eps_hyp$", True),
-        ("distance of the twins", "^stability/distance$", True),
-    ],
-}
+_Curve = tuple[str, str, bool]
+"""Title; what a key matches; whether the vertical axis is log."""
+
+_TRAINING: list[_Curve] = [
+    ("loss", "^(train|val|test)/loss$", True),
+    ("accuracy", "^(train|val|test)/accuracy$", False),
+    ("generalization gap", "^generalization_gap$", False),
+]
 
 
-def save_views(project: str, *, workspace: bool, report: bool) -> list[Path]:
+def _curves(declared: Iterable[Declared]) -> dict[str, list[_Curve]]:
+    """Return the curves over training by section: of training, and of each probe."""
+    shared: dict[tuple[str, str, str], list[Declared]] = {}
+    for one in declared:
+        if title := one.quantity.panel_title:
+            shared.setdefault((one.section, one.probe, title), []).append(one)
+    curves: dict[str, list[_Curve]] = {"Training": _TRAINING}
+    for (section, probe, title), together in shared.items():
+        names = [name_pattern(one.quantity.stem) for one in together]
+        end = "/" if together[0].quantity.by_site else "$"
+        name = names[0] if len(names) == 1 else f"({'|'.join(names)})"
+        # where batch norm couples examples, names begin otherwise
+        pattern = f"^{re.escape(probe)}(_batch)?/{name}{end}"
+        is_log = all(one.quantity.scale == "log" for one in together)
+        curves.setdefault(section, []).append((title, pattern, is_log))
+    return curves
+
+
+def save_views(
+    project: str,
+    declared: Sequence[Declared],
+    *,
+    workspace: bool,
+    report: bool,
+) -> list[Path]:
     """Save a workspace, a report, or both, and print where they are.
 
     Args:
         project: `entity/project`.
+        declared: What the probes of its runs log.
         workspace: Whether to save a workspace.
         report: Whether to save a report, as a draft.
 
@@ -76,7 +83,7 @@ def save_views(project: str, *, workspace: bool, report: bool) -> list[Path]:
     reason = _no_connection()
     files = []
     for kind in (kind for kind, wanted in asked.items() if wanted):
-        view = make[kind](entity, name)
+        view = make[kind](entity, name, declared)
         if reason is None:
             try:
                 view.save(draft=True) if kind == "report" else view.save()
@@ -98,15 +105,15 @@ def specification(view: Any) -> str:
     return view._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1)
 
 
-def make_workspace(entity: str, project: str) -> Any:
+def make_workspace(entity: str, project: str, declared: Sequence[Declared]) -> Any:
     """Return a workspace (of wandb-workspaces) with a section for each probe."""
     import wandb_workspaces.workspaces as ws
 
-    sections = [
-        ws.Section(name=name, is_open=name != "Stability", panels=[*_lines(name)])
-        for name in _CURVES
+    sections = [ws.Section(name="Runs", is_open=True, panels=[*_overview(declared)])]
+    sections += [
+        ws.Section(name=name, is_open=True, panels=[*_lines(curves)])
+        for name, curves in _curves(declared).items()
     ]
-    sections.insert(0, ws.Section(name="Runs", is_open=True, panels=[*_overview()]))
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -119,12 +126,12 @@ def make_workspace(entity: str, project: str) -> Any:
     )
 
 
-def make_report(entity: str, project: str) -> Any:
+def make_report(entity: str, project: str, declared: Sequence[Declared]) -> Any:
     """Return a report (of wandb-workspaces) with the same panels."""
     wr = _reports()
-    blocks: list[Any] = [wr.H1("Runs"), _grid(_overview())]
-    for name in _CURVES:
-        blocks += [wr.H1(name), _grid(_lines(name))]
+    blocks: list[Any] = [wr.H1("Runs"), _grid(_overview(declared))]
+    for name, curves in _curves(declared).items():
+        blocks += [wr.H1(name), _grid(_lines(curves))]
     # the names of entity and project in a run set would be looked up on the server
     return wr.Report(
         entity=entity,
@@ -140,20 +147,20 @@ def _grid(panels: Iterator[Any]) -> Any:
     return wr.PanelGrid(runsets=[wr.Runset(name="runs")], panels=[*panels])
 
 
-def _lines(section: str) -> Iterator[Any]:
+def _lines(curves: Iterable[_Curve]) -> Iterator[Any]:
     wr = _reports()
-    for title, pattern, is_log in _CURVES[section]:
+    for title, pattern, is_log in curves:
         yield wr.LinePlot(title=title, x=_STEP, metric_regex=pattern, log_y=is_log)
 
 
-def _overview() -> Iterator[Any]:
+def _overview(declared: Sequence[Declared]) -> Iterator[Any]:
     """Yield what compares whole runs: configs, accuracy and measures by parallel axes.
 
     The summary's keys are those that `WandbHistory` writes.
     """
     wr = _reports()
     configs = [key for key in DEFAULT_BY if key != "data"]
-    measured = ("fim/lambda_max.last", "moments/power_exponent.last")
+    measured = [f"{key}.last" for key in _main(declared)]
     accuracy = "val/accuracy.max"
     yield wr.ParallelCoordinatesPlot(
         title="configs to accuracy",
@@ -165,13 +172,28 @@ def _overview() -> Iterator[Any]:
             ),
         ],
     )
-    yield wr.ScatterPlot(
-        title="largest rate over its bound, and accuracy",
-        x=wr.SummaryMetric("fim/rate_ratio.max"),
-        y=wr.SummaryMetric(accuracy),
-        log_x=True,
-    )
+    for one in declared:
+        if one.quantity.name == "rate_ratio":
+            yield wr.ScatterPlot(
+                title="largest rate over its bound, and accuracy",
+                x=wr.SummaryMetric(f"{one.key}.max"),
+                y=wr.SummaryMetric(accuracy),
+                log_x=True,
+            )
     yield wr.RunComparer(diff_only="split")
+
+
+def _main(declared: Iterable[Declared]) -> list[str]:
+    """Return the first headline number of two probes.
+
+    Not of all: W&B leaves a run out that lacks the value of one axis.
+    """
+    found: dict[str, str] = {}
+    for one in declared:
+        quantity = one.quantity
+        if quantity.headline and not quantity.by_site and not quantity.codes:
+            found.setdefault(one.probe, one.key)
+    return [*found.values()][:2]
 
 
 def _reports() -> Any:

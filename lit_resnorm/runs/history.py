@@ -64,6 +64,7 @@ class RunHistory(Logger):
         self._steps = StepCount()
         self._writer = RunWriter(self.path)
         self._verdicts: dict[str, str] = {}
+        self._quantities: dict[str, Any] = {}
         self._began: float | None = None
         self._seconds_before = 0.0
         self.ended: dict[str, Any] = {}
@@ -189,6 +190,21 @@ class RunHistory(Logger):
         """Hold a verdict for `summary.json`."""
         self._verdicts[key] = word
 
+    @rank_zero_only
+    def log_quantities(self, quantities: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write what the probes' values are, by key, into `summary.json`.
+
+        Of a fit at once, so that a run that is killed is compared like any other.
+        """
+        self._quantities |= quantities
+        trainer = self._steps.trainer
+        if trainer is not None and trainer.state.fn == "fit":
+            earlier = self._summary()
+            known = {**earlier.get("quantities", {}), **self._quantities}
+            summary = {**earlier, "status": "running", "quantities": known}
+            if summary != earlier:
+                self._replace_summary(summary)
+
     def when_final(self, action: Callable[[], None]) -> None:
         """Have `action` called on rank 0 whenever the run's files are complete.
 
@@ -231,6 +247,7 @@ class RunHistory(Logger):
             "status": word,
             "values": summarise(read_rows(history) if history.exists() else ()),
             "verdicts": {**earlier.get("verdicts", {}), **self._verdicts},
+            "quantities": {**earlier.get("quantities", {}), **self._quantities},
             "seconds": self._seconds_before + time.monotonic() - self._began,
             "versions": _versions(),
         }

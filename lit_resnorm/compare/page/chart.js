@@ -208,7 +208,9 @@ function restText(model, end) {
 function valueText(curve, point) {
   if (!(point >= 0)) return NOTHING;
   if (curve.missing?.has(point)) return NOTHING;
-  const value = shown(curve.ys[point], 5);
+  const number = shown(curve.ys[point], 5);
+  const word = curve.codes?.[curve.ys[point]];
+  const value = word ? `${number} (${word})` : number;
   if (!curve.spreads) return value;
   const [spread, count] = [curve.spreads[point], curve.counts[point]];
   const around = Number.isFinite(spread) && count > 1 ? ` \u00b1 ${shown(spread, 2)}` : "";

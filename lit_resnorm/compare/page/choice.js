@@ -133,27 +133,27 @@ function keysOf(comparison, section) {
 
 // each line: what is looked for first, and what does instead
 const LIKED = {
-  training: [
-    [/^val.*loss/, /loss/],
-    [/^val.*acc/, /acc/],
-    [/train.*loss/],
-    [/rate_ratio$/, /lambda_max$/, /rate_mean$/],
-    [/eps_hyp$/],
-  ],
-  depth: [[/effective_rank/], [/sensitivity/], [/dead/], [/branch_share/], [/noise_power/]],
+  training: [[/^val.*loss/, /loss/], [/^val.*acc/, /acc/], [/train.*loss/]],
+  depth: [],
   spectra: [],
 };
 
 /** Return the charts that are shown before the reader chooses. */
 function atFirst(comparison, section) {
   const known = keysOf(comparison, section);
+  const part = section === "training" ? "series" : section;
   const isMain = (key) => !/\/(seconds|failed|stderr|residual)$/.test(key);
   const isCurve = (key) =>
     section !== "training" || comparison.series[key].some((one) => one.step.length > 1);
   const keys = known.filter((key) => isMain(key) && isCurve(key));
   const firstOf = (pattern) => keys.find((key) => pattern.test(key));
   const liked = LIKED[section].map((patterns) => patterns.map(firstOf).find(Boolean));
-  const ordered = new Set([...liked.filter(Boolean), ...keys, ...known]);
+  // then what probes declare to be worth a chart, in the order in which they do
+  const declared = Object.keys(comparison.quantities[part] || {});
+  const charts = declared.filter(
+    (key) => keys.includes(key) && comparison.quantities[part][key].has_chart,
+  );
+  const ordered = new Set([...liked.filter(Boolean), ...charts, ...keys, ...known]);
   const most = section === "spectra" ? 1 : CHARTS_AT_FIRST;
   const x = section === "spectra" ? "log" : "linear";
   return [...ordered].slice(0, most).map((key) => ({ key, x, y: "auto" }));

@@ -101,5 +101,15 @@ function complete(raw) {
     depth: raw.depth || {},
     spectra: { ...rankedSeries(raw.series || {}), ...raw.spectra },
     findings: raw.findings || [],
+    quantities: { series: {}, depth: {}, ...raw.quantities },
   };
+}
+
+/** Return what a probe declared of a quantity, empty where none did. */
+function declaredOf(comparison, section, key) {
+  const { series, depth } = comparison.quantities;
+  const own = Object.hasOwn;
+  if (section === "depth") return own(depth, key) ? depth[key] : {};
+  const name = section === "spectra" ? `${key}/01` : key;
+  return own(series, name) ? series[name] : {};
 }

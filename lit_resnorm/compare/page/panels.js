@@ -69,6 +69,7 @@ class Panel {
       },
       "Remove",
     );
+    this.title = html("p", { class: "soft title" });
     const canLog = SECTION_OF[section].canLogAcross;
     const bar = html("div", { class: "bar" }, this.select);
     if (canLog) bar.append(this.logX.label);
@@ -78,6 +79,7 @@ class Panel {
       "figure",
       { class: "panel" },
       bar,
+      this.title,
       this.chart.element,
       foot,
       this.chart.tableBox,
@@ -87,6 +89,8 @@ class Panel {
   update() {
     const chart = this.choice[this.section][this.index];
     this.select.value = chart.key;
+    const { title } = declaredOf(this.comparison, this.section, chart.key);
+    this.title.textContent = title ?? "";
     const model = modelOf(this.comparison, this.choice, this.section, chart);
     this.logX.box.checked = model.xKind !== "linear";
     this.logY.box.checked = model.yKind === "log";
@@ -125,7 +129,9 @@ function modelOf(comparison, choice, section, chart) {
     ? trainingCurves(comparison, choice, chart.key)
     : depthCurves(comparison, choice, section, chart.key, stepsOf(comparison, choice, section));
   const values = curves.flatMap((curve) => curve.ys);
-  const isLog = chart.y === "auto" ? wantsLog(values) : chart.y === "log";
+  const { scale, codes } = declaredOf(comparison, section, chart.key);
+  const isLog = chart.y === "auto" ? fitsLog(values, scale) : chart.y === "log";
+  for (const curve of curves) if (codes && !curve.spreads) curve.codes = codes;
   if (isLog) curves.forEach(noteWhatIsLeftOut);
   const logKind = isTraining ? "count" : "log";
   return {

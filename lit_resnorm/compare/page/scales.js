@@ -93,6 +93,12 @@ function inRange(positive) {
   return Math.min(LARGEST, Math.max(SMALLEST, positive));
 }
 
+/** Say whether values are drawn on a logarithmic axis, as declared where they allow it. */
+function fitsLog(values, scale) {
+  if (scale !== "log") return scale !== "linear" && wantsLog(values);
+  return values.some((value) => value > 0) && !values.some((value) => value < 0);
+}
+
 /** Say whether values are better seen on a logarithmic axis: nearly all above 0, and wide. */
 function wantsLog(values) {
   const positive = (value) => value > 0;

@@ -2,7 +2,7 @@
 
 from lit_resnorm.measures.moments.abreast import side_by_side
 from lit_resnorm.measures.moments.flow import Flow
-from lit_resnorm.measures.moments.pathology import CODES, Verdict, pathology, spine
+from lit_resnorm.measures.moments.pathology import Verdict, pathology, spine
 from lit_resnorm.measures.moments.profile import (
     flow_between_sites,
     measured_sites,
@@ -22,7 +22,6 @@ from lit_resnorm.measures.moments.statistics import (
 from lit_resnorm.measures.moments.sums import ChannelMoments, ChannelSums
 
 __all__ = [
-    "CODES",
     "ChannelMoments",
     "ChannelSums",
     "DepthProfile",

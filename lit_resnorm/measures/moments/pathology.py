@@ -10,11 +10,9 @@ from typing import Literal
 import numpy as np
 
 from lit_resnorm.measures.moments.records import DepthProfile, SiteMoments
+from lit_resnorm.quantities import PATHOLOGIES
 
 Pathology = Literal["none", "signal", "snr", "undetermined"]
-
-CODES: dict[Pathology, int] = {"none": 0, "signal": 1, "snr": 2, "undetermined": -1}
-"""The verdict as it is logged."""
 
 MIN_LAYERS = 8
 """Fewer layers than this tell no trend."""
@@ -73,8 +71,8 @@ class Verdict:
 
     @property
     def code(self) -> int:
-        """The verdict as a number, see `CODES`."""
-        return CODES[self.pathology]
+        """The verdict as a number, as it is logged."""
+        return next(c.number for c in PATHOLOGIES if c.word == self.pathology)
 
 
 def pathology(profile: DepthProfile) -> Verdict:

@@ -1,0 +1,272 @@
+"""What a probe says of each value that it logs, and how a run keeps it.
+
+A probe declares its quantities once. From there come the list in its documentation,
+the labels and scales of its figures, and, written beside a run's values, the columns,
+charts and panels of `lit-resnorm compare`, which reads them without torch and without
+knowing any probe.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Scale = Literal["auto", "linear", "log"]
+Better = Literal["high", "low"] | None
+
+SITE = "<site>"
+"""Part of a quantity's name that stands for the site in the logged ones."""
+
+_MARK = re.compile(r"<\w+>")
+_TEXTS = ("unit", "heading", "panel", "source")
+
+
+@dataclass(frozen=True)
+class Code:
+    """A number that stands for a word.
+
+    Attributes:
+        number: As it is logged.
+        word: The verdict that it is.
+        told: The word in tables and charts, empty where it tells nothing; None: `word`.
+    """
+
+    number: int
+    word: str
+    told: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The word in tables and charts."""
+        return self.word if self.told is None else self.told
+
+
+PATHOLOGIES = (
+    Code(0, "none"),
+    Code(1, "signal"),
+    Code(2, "snr", told="noise"),
+    Code(-1, "undetermined", told=""),
+)
+"""What may go wrong with depth, as `moments/pathology` logs it."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a logged value is.
+
+    Attributes:
+        name: Its name after the probe's. A part in angle brackets stands for whatever
+            the probe puts there: `dead/<site>`, `top/<rank>`.
+        title: A few words: title of its charts, label of its figures.
+        unit: Its unit; empty: none.
+        scale: Axis on which it is drawn; `auto` looks at the values.
+        better: Which values are good, if that can be said.
+        headline: Whether it has a column in tables, and a panel.
+        heading: Of that column; empty: `title`.
+        over_sites: What the column shows of a quantity by site: the `last`, or the
+            `mean`.
+        panel: Title of its panel in a W&B workspace, which quantities of one probe can
+            share; empty: `title`, for a headline.
+        codes: The words that its numbers stand for.
+        form: A `value` a step, or a `spectrum` or `table` of several.
+        source: The paper or measure behind it.
+        meaning: A sentence that defines it, for the probe's documentation.
+    """
+
+    name: str
+    title: str
+    unit: str = ""
+    scale: Scale = "auto"
+    better: Better = None
+    headline: bool = False
+    heading: str = ""
+    over_sites: Literal["last", "mean"] = "last"
+    panel: str = ""
+    codes: tuple[Code, ...] = ()
+    form: Literal["value", "spectrum", "table"] = "value"
+    source: str = ""
+    meaning: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be right."""
+        if not self.name or not self.title:
+            raise ValueError(
+                f"a quantity needs a name and a title; it has {self.name!r} and"
+                f" {self.title!r}"
+            )
+        for option, known in _CHOICES.items():
+            if getattr(self, option) not in known:
+                raise ValueError(
+                    f"{option} of quantity {self.name!r} is {getattr(self, option)!r};"
+                    f" it must be one of {', '.join(map(repr, known))}"
+                )
+
+    @property
+    def by_site(self) -> bool:
+        """Whether it has a value a site."""
+        return self.name.endswith(f"/{SITE}")
+
+    @property
+    def stem(self) -> str:
+        """The name without its site."""
+        return self.name.removesuffix(f"/{SITE}")
+
+    @property
+    def label(self) -> str:
+        """The title with the unit."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    @property
+    def panel_title(self) -> str:
+        """Title of its panel, with the words of its numbers; empty: it has none."""
+        title = self.panel or (self.title if self.headline else "")
+        words = [f"{c.number} {c.shown}" for c in self.codes if c.number and c.shown]
+        return f"{title}: {', '.join(words)}" if title and words else title
+
+
+_CHOICES = {
+    "scale": ("auto", "linear", "log"),
+    "better": (None, "high", "low"),
+    "over_sites": ("last", "mean"),
+    "form": ("value", "spectrum", "table"),
+}
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A quantity of one probe of a run.
+
+    Attributes:
+        probe: The probe's name.
+        prefix: First part of its logged names: the name, or `<name>_batch` where
+            examples are coupled.
+        section: Heading under which the probe's charts stand.
+        quantity: What it declared.
+    """
+
+    probe: str
+    prefix: str
+    section: str
+    quantity: Quantity
+
+    @property
+    def key(self) -> str:
+        """Its name with the probe's, which may hold parts in angle brackets."""
+        return f"{self.prefix}/{self.quantity.name}"
+
+    @property
+    def stem(self) -> str:
+        """The same without its site."""
+        return f"{self.prefix}/{self.quantity.stem}"
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What is the same however the probe treats batch norm."""
+        return self.probe, self.quantity.name
+
+    def row(self) -> dict[str, Any]:
+        """Return it as JSON can hold it, without what is as by default."""
+        quantity = self.quantity
+        row: dict[str, Any] = {"probe": self.probe, "section": self.section}
+        plain = ("title", *_TEXTS, *_CHOICES, "headline")
+        defaults = Quantity("-", "-")
+        row |= {
+            option: getattr(quantity, option)
+            for option in plain
+            if getattr(quantity, option) != getattr(defaults, option)
+        }
+        if quantity.codes:
+            row["codes"] = [[c.number, c.word, c.shown] for c in quantity.codes]
+        return row
+
+
+def declared_quantities(rows: Any) -> dict[str, Declared]:
+    """Return the quantities of a run as they were written, by key.
+
+    What has not the form of a declaration is left out: a config's `quantities` may be
+    another project's, and a later version may say more.
+
+    Args:
+        rows: By key what `Declared.row` returns, as JSON or YAML gave it back.
+    """
+    items = rows.items() if isinstance(rows, Mapping) else ()
+    found = ((key, _declared(key, row)) for key, row in items)
+    return {key: one for key, one in found if one is not None}
+
+
+def _declared(key: Any, row: Any) -> Declared | None:
+    is_row = isinstance(key, str) and isinstance(row, Mapping)
+    prefix, _, name = key.partition("/") if is_row else ("", "", "")
+    texts = (
+        [row.get(option) for option in ("probe", "section", "title")] if name else []
+    )
+    if not texts or not all(isinstance(text, str) and text for text in texts):
+        return None
+    options = {o: row[o] for o in _TEXTS if isinstance(row.get(o), str)}
+    options |= {
+        o: row[o] for o, known in _CHOICES.items() if o in row and row[o] in known
+    }
+    probe, section, title = map(str, texts)
+    quantity = Quantity(
+        name,
+        title,
+        headline=row.get("headline") is True,
+        codes=_codes(row.get("codes")),
+        **options,
+    )
+    return Declared(probe, prefix, section, quantity)
+
+
+def _codes(rows: Any) -> tuple[Code, ...]:
+    if not isinstance(rows, Sequence) or isinstance(rows, str):
+        return ()
+    return tuple(
+        Code(*row)
+        for row in rows
+        if isinstance(row, Sequence) and [*map(type, row)] == [int, str, str]
+    )
+
+
+def find_declared(
+    quantities: Mapping[str, Declared], key: str, *, by_site: bool = False
+) -> Declared | None:
+    """Return what was declared of a logged value, None where nothing was.
+
+    Args:
+        quantities: As `declared_quantities` returns them.
+        key: A logged name; of a quantity by site, without the site.
+        by_site: Whether it is one by site.
+    """
+    if by_site:
+        return quantities.get(f"{key}/{SITE}")
+    if key in quantities:
+        return quantities[key]
+    for name, one in quantities.items():
+        open_name = not one.quantity.by_site and _MARK.search(name)
+        if open_name and re.fullmatch(name_pattern(name), key):
+            return one
+    return None
+
+
+def name_pattern(name: str) -> str:
+    """Return a regular expression of what a name in angle brackets stands for."""
+    return "[^/]+".join(map(re.escape, _MARK.split(name)))
+
+
+def logs_section(name: str, quantities: Iterable[Quantity]) -> str:
+    """Return the `Logs:` section of a probe's docstring.
+
+    Args:
+        name: The probe's name, first part of the logged ones.
+        quantities: What it declares.
+    """
+    lines = ["Logs:"]
+    for quantity in quantities:
+        text = f"{name}/{quantity.name}: {quantity.meaning or f'{quantity.label}.'}"
+        lines += textwrap.wrap(
+            text, 80, initial_indent=" " * 4, subsequent_indent=" " * 8
+        )
+    return "\n".join(lines)
