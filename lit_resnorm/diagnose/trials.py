@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lit_resnorm.diagnose.configured import Descent
 from lit_resnorm.diagnose.progress import Progress, silent
 from lit_resnorm.diagnose.result import StableRates, Trial
-from lit_resnorm.measures.copies import Bound
+from lit_resnorm.measures.copies import Bound, Losses
 from lit_resnorm.measures.losses import Loss
 from lit_resnorm.measures.observe import untouched
 from lit_resnorm.measures.rehearsal import Rehearsal, rehearse
@@ -64,9 +64,10 @@ class Trials:
         forward: Forward,
     ) -> None:
         self.module, self.batch, self.descent = module, batch, descent
-        self.bound = Bound(
-            module, lambda model, rows: loss.of(model, forward(model, rows), rows)
+        self.losses: Losses = lambda model, rows: loss.of(
+            model, forward(model, rows), rows
         )
+        self.bound = Bound(module, self.losses)
 
     def rehearse(self) -> Rehearsal:
         """Return what one pass of the network in mode train shows.
@@ -76,7 +77,7 @@ class Trials:
         """
         with untouched(self.module, norm_mode="eval"):
             self.module.train()
-            return rehearse(self.bound, self.batch)
+            return rehearse(self.module, self.losses, self.batch)
 
     def run(
         self,

@@ -33,7 +33,7 @@ def _nothing_around(*args: Any, **kwargs: Any) -> Iterator[None]:  # noqa: ARG00
 @contextmanager
 def uncheckpointed() -> Iterator[None]:
     """Run what `torch.utils.checkpoint` would run twice once, as it stands."""
-    substitutes: dict[str, Any] = {name: _nothing_around for name in _GENERATORS}
+    substitutes: dict[str, Any] = dict.fromkeys(_GENERATORS, _nothing_around)
     substitutes["CheckpointFunction"] = _Plain
     own = {name: getattr(checkpoint, name, None) for name in substitutes}
     own = {name: value for name, value in own.items() if value is not None}
