@@ -405,6 +405,85 @@ def test_buffers_that_a_pass_assigns_or_writes_are_each_twins_own(kind):
     assert_equal_to_separate_runs(kind)
 
 
+class MeanAttribute(Net):
+    """The moving mean once more, in a plain attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = torch.zeros(12, dtype=torch.float64)
+
+    def forward(self, x):
+        h = self.backbone(x)
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * h.detach().mean(0)
+        return self.head(h - self.mean)
+
+
+class MeanInPlace(MeanAttribute):
+    """A plain attribute that is written in place."""
+
+    def forward(self, x):
+        h = self.backbone(x)
+        if self.training:
+            self.mean.mul_(0.9).add_(0.1 * h.detach().mean(0))
+        return self.head(h - self.mean)
+
+
+class Hidden(Net):
+    """A hidden state that appears in the first pass, and goes on to the next."""
+
+    def forward(self, x):
+        h = self.backbone(x)
+        if self.training:
+            h = h + 0.5 * getattr(self, "last", 0.0)
+            self.last = h.detach().mean(0)
+        return self.head(h)
+
+
+class Remembering(Net):
+    """A list of the last means, and a number of passes that sets a temperature."""
+
+    def __init__(self):
+        super().__init__()
+        self.means, self.num = [], 0
+
+    def forward(self, x):
+        h = self.backbone(x)
+        if self.training:
+            self.num += 1
+            self.means = [*self.means[-2:], h.detach().mean()]
+        return self.head(h - sum(self.means)) / (1 + 0.1 * self.num)
+
+
+@pytest.mark.parametrize("kind", [MeanAttribute, MeanInPlace, Hidden, Remembering])
+def test_plain_attributes_that_a_pass_updates_are_each_twins_own(kind):
+    assert_equal_to_separate_runs(kind)
+
+
+def test_twins_with_states_of_their_own_go_on_from_a_checkpoint(tmp_path):
+    lists = batches(12)
+    whole = StabilityProbe(removed=REMOVED, strict=True)
+    module = made(Hidden)()
+    expected = fit(module, lists, [whole]).callback_metrics
+    first = made(Hidden)()
+    trainer = fit(first, lists[:7], [StabilityProbe(removed=REMOVED)])
+    trainer.save_checkpoint(tmp_path / "amid.ckpt")
+    rest = StabilityProbe(removed=REMOVED, strict=True)
+    loader = DataLoader(data(), batch_sampler=lists[7:])
+    second = made(Hidden)()
+    second.last = first.last
+    later = quiet_trainer(max_epochs=2, callbacks=[rest])
+    later.fit(
+        second, loader, DataLoader(data(20), 20), ckpt_path=tmp_path / "amid.ckpt"
+    )
+    for k in range(len(REMOVED)):
+        state = whole.twin_state_dict(k)
+        assert largest_difference(rest.twin_state_dict(k), state) < EXACT
+    assert later.callback_metrics["stability/eps_hyp"] == pytest.approx(
+        expected["stability/eps_hyp"].item(), rel=1e-9
+    )
+
+
 class AtEpochs(LearningRateFinder):
     """Searches a rate as two epochs begin, the second amid the run."""
 

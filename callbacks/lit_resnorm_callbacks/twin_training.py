@@ -18,6 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_resnorm.measures.attributes import Attributes, attributes
 from lit_resnorm.measures.clipping import clip_by_norm, clip_by_value
 from lit_resnorm.measures.copies import Losses
 from lit_resnorm.measures.losses import check_mean
@@ -72,6 +73,8 @@ class TwinTraining:
         self._name = name
         self._hits: Hits | None = None
         self._random = RandomStates.now()
+        # Plain attributes before the run's forward pass.
+        self._before: Attributes = {}
         self._awaits_forward = False
         self._rehearsed = False
         self._check: GradientCheck | None = None
@@ -132,7 +135,10 @@ class TwinTraining:
             self._rehearse(trainer, batch, check.buffers)
         with random_state():
             losses_B, grads = self.twins.model_gradients(
-                batch, lambda: self._as_the_run(trainer), check.buffers
+                batch,
+                lambda: self._as_the_run(trainer),
+                check.buffers,
+                self._before,
             )
         check_mean(self._name, losses_B, loss * trainer.accumulate_grad_batches)
         check.add(grads)
@@ -152,6 +158,10 @@ class TwinTraining:
         twins = self.twins
         if self._opening and not self._has_loss:
             twins.zero_as_the_model()
+        if self._hits is not None:
+            for k in self._hits.new if self._has_loss else ():
+                before = self._before.items()
+                twins.own[k] = {n: v for n, v in before if n in twins.kept}
         if self._hits is not None and twins.forked:
             self._accumulate(trainer, batch, self._hits)
         if not self._steps:
@@ -222,14 +232,22 @@ class TwinTraining:
     ) -> None:
         with random_state():
             seen = self.twins.rehearse(
-                batch, lambda: self._as_the_run(trainer), self._memory, buffers
+                batch,
+                lambda: self._as_the_run(trainer),
+                self._memory,
+                buffers,
+                self._before,
             )
         self._rehearsed = True
         self._keep |= seen.draws and not seen.coupled
         if not self.twins.vectorised:
             rank_zero_info(
-                f"{self._name}: twins run one after another, because torch.func.vmap"
-                " can't run the model's forward pass"
+                f"{self._name}: twins run one after another, because "
+                + (
+                    f"a forward pass updates {', '.join(seen.kept)}"
+                    if seen.kept
+                    else "torch.func.vmap can't run the model's forward pass"
+                )
             )
         self._with_replacements(batch)
 
@@ -248,6 +266,8 @@ class TwinTraining:
         if self._awaits_forward:
             self._awaits_forward = False
             self._random = RandomStates.now()
+            names = self.twins.kept if self._rehearsed else None
+            self._before = attributes(self._module, names)
 
     @contextmanager
     def _as_the_run(self, trainer: Trainer) -> Iterator[None]:

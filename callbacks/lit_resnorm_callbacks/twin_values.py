@@ -52,6 +52,7 @@ def twin_values(
         module,
         losses,
         [{}, *(copies.weights(k) for k in healthy)] if copies else [{}],
+        [{}, *(copies.own.get(k, {}) for k in healthy)] if copies else [{}],
         batch,
         left_out.examples() if seen else None,
         norm_mode=norm_mode,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_resnorm.measures.attributes import Attributes
 from lit_resnorm.measures.functional_calls import with_weights
 from lit_resnorm.measures.observe import take_rows
 
@@ -96,6 +97,8 @@ class Copies:
         params: Parameters of the copies, shape `(K, ...)`, by name.
         buffers: Buffers, likewise.
         forked: The copies that are no longer the model itself.
+        kept: Names of plain attributes that a forward pass updates, as hidden states.
+        own: Their values, by copy.
         finite: Whether all losses of a copy were finite so far, shape `(K,)`.
     """
 
@@ -106,6 +109,8 @@ class Copies:
         self.params = {n: _stack(p, num) for n, p in self.originals.items()}
         self.buffers = {n: _stack(b, num) for n, b in model.named_buffers()}
         self.forked: set[int] = set()
+        self.kept: list[str] = []
+        self.own: dict[int, Attributes] = {}
         device = next(iter(self.params.values())).device
         self.finite = torch.ones(num, dtype=torch.bool, device=device)
 
@@ -146,6 +151,8 @@ class Copies:
             "buffers": dict(self.buffers),
             "forked": sorted(self.forked),
             "finite": self.finite,
+            "kept": self.kept,
+            "own": self.own,
         }
 
     @torch.no_grad()
@@ -158,6 +165,8 @@ class Copies:
             for name, value in state_dict[kind].items():
                 stacks[name].copy_(value)
         self.forked = set(state_dict["forked"])
+        self.kept = state_dict.get("kept", [])
+        self.own = state_dict.get("own", {})
         self.finite.copy_(state_dict["finite"])
 
 

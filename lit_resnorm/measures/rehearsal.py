@@ -15,6 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from lit_resnorm.measures.attributes import (
+    Attributes,
+    attributes,
+    changed,
+    with_attributes_after,
+    with_state,
+)
 from lit_resnorm.measures.copies import Bound, Losses, eager, with_buffers
 from lit_resnorm.measures.observe import num_rows
 
@@ -30,6 +37,7 @@ class Rehearsal:
         losses: The losses of the examples, shape `(B,)`.
         draws: Whether the pass draws random numbers, as dropout does.
         coupled: Whether batch norm couples the examples.
+        kept: Names of the plain attributes that the pass updates.
         vectorisable: Whether copies run in one vectorised pass, with the same losses.
         num_bytes: Bytes that the pass keeps for its gradient.
     """
@@ -37,6 +45,7 @@ class Rehearsal:
     losses: Tensor
     draws: bool
     coupled: bool
+    kept: list[str]
     vectorisable: bool
     num_bytes: int
 
@@ -47,6 +56,7 @@ def rehearse(
     batch: Any,
     around: Around = nullcontext,
     buffers: Mapping[str, Tensor] | None = None,
+    before: Attributes | None = None,
 ) -> Rehearsal:
     """Return what a forward pass at the model's own weights shows.
 
@@ -58,36 +68,47 @@ def rehearse(
         batch: A batch.
         around: Makes the context of each pass.
         buffers: Buffers to begin with; None: as they are.
+        before: Plain attributes to begin with; None: as they are.
 
     Raises:
         ValueError: If there isn't one loss for each example.
     """
-    bound = Bound(model, with_buffers(losses))
+    now = attributes(model)
+    before = now if before is None else before
+    moved = changed(before, now)
+    bound = Bound(model, with_attributes_after(with_buffers(losses), moved, before))
     buffers = dict(model.named_buffers() if buffers is None else buffers)
     own = {n: b.clone() for n, b in buffers.items()}
-    with around(), _counted_bytes() as kept, eager(), _NormWatch() as norms:
-        before = _generator_states()
-        losses_B, left = bound.with_weights(own, batch)
-        draws = not torch.equal(before, _generator_states())
+    with around(), _counted_bytes() as memory, eager(), _NormWatch() as norms:
+        states = _generator_states()
+        (losses_B, left), after = bound.with_weights(own, batch)
+        draws = not torch.equal(states, _generator_states())
     num = num_rows(batch)
     if losses_B.shape != (num,):
         raise ValueError(
             f"losses of {num} examples have shape {tuple(losses_B.shape)};"
             " there must be one for each"
         )
+    kept = changed(before, after)
+    if kept:
+        return Rehearsal(
+            losses_B.detach(), draws, norms.coupled, kept, False, memory[0]
+        )
     owned = dict(model.named_parameters()) | buffers
     pair = {n: torch.stack([x, x]).detach() for n, x in owned.items()}
     # Each copy takes rows of its own, so that rows are batched as they will be.
     rows_KR = torch.arange(num).expand(2, num).contiguous()
-    together = _pair(bound, pair, batch, rows_KR, around)
+    alike = Bound(model, with_state(with_buffers(losses), moved, before))
+    together = _pair(alike, pair, batch, rows_KR, around)
     return Rehearsal(
         losses=losses_B.detach(),
         draws=draws,
         coupled=norms.coupled,
+        kept=kept,
         vectorisable=together is not None
         and _agree(together[0], losses_B.detach())
         and all(_agree(together[1][name], left[name]) for name in left),
-        num_bytes=kept[0],
+        num_bytes=memory[0],
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_resnorm.measures.attributes import Attributes, with_state
 from lit_resnorm.measures.copies import Bound, Losses
 from lit_resnorm.measures.observe import Reduce, identity, occupied, untouched
 
@@ -20,6 +21,7 @@ def losses_at(
     model: nn.Module,
     losses: Losses,
     weights: Sequence[Mapping[str, Tensor]],
+    states: Sequence[Attributes],
     batch: Any,
     examples: Any = None,
     *,
@@ -36,6 +38,7 @@ def losses_at(
         model: The model, which is left as it was.
         losses: Gives the loss of each example.
         weights: Weights and buffers by name; what a set lacks is the model's own.
+        states: Plain attributes to begin with, at each set of weights.
         batch: This rank's share: every world-size-th example, from the rank-th on.
         examples: Further examples, the same on every rank; None: none.
         norm_mode: `frozen` or `eval`.
@@ -45,19 +48,21 @@ def losses_at(
     Returns:
         Float64 tensors of shapes `(M, Z)` and `(M, S)`.
     """
-    bound = Bound(model, losses)
     batch, empty = occupied(batch)
     shares, further = [], []
     with untouched(model, norm_mode=norm_mode, reduce=reduce) as run, torch.no_grad():
-        for own in weights:
+        for own, state in zip(weights, states, strict=True):
+            bound = Bound(model, with_state(losses, state, state))
             share_B = run(
-                lambda own=own: bound.with_weights(own, batch),
+                lambda own=own, bound=bound: bound.with_weights(own, batch),
                 empty=empty,
                 recalibrate=True,
             )
             shares.append(share_B[: 0 if empty else None].double())
             if examples is not None:
-                further_S = run(lambda own=own: bound.with_weights(own, examples))
+                further_S = run(
+                    lambda own=own, bound=bound: bound.with_weights(own, examples)
+                )
                 further.append(further_S.double())
     share_MB = torch.stack(shares)
     gathered_MZ = _gathered(share_MB, reduce, rank)

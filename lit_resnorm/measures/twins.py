@@ -14,6 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_resnorm.measures.attributes import (
+    Attributes,
+    with_attributes_after,
+    with_state,
+)
 from lit_resnorm.measures.copies import (
     Bound,
     Copies,
@@ -145,6 +150,7 @@ class Twins(Copies):
         around: Around = nullcontext,
         memory: int = 1 << 30,
         buffers: Mapping[str, Tensor] | None = None,
+        before: Attributes | None = None,
     ) -> Rehearsal:
         """Return what a pass of the model's own shows; settle how the copies run.
 
@@ -156,20 +162,26 @@ class Twins(Copies):
             around: Context of each forward pass.
             memory: Bytes for activations.
             buffers: The model's buffers to begin with; None: as they are.
+            before: Its plain attributes to begin with; None: as they are.
 
         Raises:
             ValueError: If there isn't one loss for each example, or the forward pass
                 makes buffers.
         """
         self._check_buffers([name for name, _ in self.model.named_buffers()])
-        seen = rehearse(self.model, self._losses, batch, around, buffers)
+        seen = rehearse(self.model, self._losses, batch, around, buffers, before)
+        self.kept = seen.kept
         self.vectorised = seen.vectorisable
         fitting = memory // max(seen.num_bytes, 1)
         self.chunk = max(1, min(self.num, fitting)) if self.vectorised else 1
         return seen
 
     def model_gradients(
-        self, batch: Any, around: Around, buffers: Mapping[str, Tensor]
+        self,
+        batch: Any,
+        around: Around,
+        buffers: Mapping[str, Tensor],
+        before: Attributes,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return losses at the model's own weights, and their mean's gradient by name.
 
@@ -177,12 +189,14 @@ class Twins(Copies):
             batch: The batch.
             around: Context of the forward pass.
             buffers: The model's buffers to begin with.
+            before: Its plain attributes to begin with.
         """
+        bound = Bound(self.model, with_state(self._bound.function, self.kept, before))
         own = {name: self.originals[name] for name in self._active}
         leaves = {n: p.detach().clone().requires_grad_() for n, p in own.items()}
         begin = {name: value.clone() for name, value in buffers.items()}
         with around(), eager():
-            losses_B, _ = self._bound.with_weights(leaves | begin, batch)
+            losses_B, _ = bound.with_weights(leaves | begin, batch)
             loss = losses_B.mean()
         grads = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True)
         named = zip(leaves, grads, strict=True)
@@ -360,7 +374,7 @@ class Twins(Copies):
         leaves = {name: own[name].requires_grad_() for name in self._active}
         buffers = {n: b[at].clone() for n, b in self.buffers.items()}
         with around(), eager():
-            losses_KR, left = self._run(own | buffers, batch, share.rows)
+            losses_KR, left = self._run(members, own | buffers, batch, share.rows)
             weights = share.weights.to(losses_KR)
             total = (losses_KR * weights).sum()
         grads = torch.autograd.grad(total, [*leaves.values()], allow_unused=True)
@@ -395,13 +409,22 @@ class Twins(Copies):
             self.buffers[name][own] = value[rows]
 
     def _run(
-        self, weights: Mapping[str, Tensor], batch: Any, rows_KR: Tensor | None
+        self,
+        members: list[int],
+        weights: Mapping[str, Tensor],
+        batch: Any,
+        rows_KR: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if self.vectorised:
             return self._bound.for_each(weights, batch, rows_KR)
         alone = {name: value[0] for name, value in weights.items()}
         rows = batch if rows_KR is None else take_rows(batch, rows_KR[0])
-        losses_R, left = self._bound.with_weights(alone, rows)
+        own = self.own.get(members[0], {})
+        bound = Bound(
+            self.model,
+            with_attributes_after(self._bound.function, self.kept, own, self.kept),
+        )
+        (losses_R, left), self.own[members[0]] = bound.with_weights(alone, rows)
         return losses_R[None], {name: value[None] for name, value in left.items()}
 
 
