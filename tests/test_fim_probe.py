@@ -477,5 +477,7 @@ def test_the_spectrum_is_a_histogram_where_a_logger_takes_one():
     kept = logger.histograms.kept["histograms/fim/spectrum_log10"]
     values, _ = fit(FIMEigenvalueProbe(cadence=2))
     assert sorted(kept) == [0, 2, 4]
-    assert 10 ** kept[4].max() == pytest.approx(values["fim/lambda_max"], rel=1e-9)
+    # Lightning keeps logged values in single precision.
+    logged = values["fim/lambda_max"]
+    assert 10 ** kept[4].max() == pytest.approx(logged, rel=2**-23)
     assert np.isfinite(kept[0]).all()
