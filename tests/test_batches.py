@@ -301,6 +301,20 @@ def test_twins_train_on_time_major_batches(always):
     assert found[1] == pytest.approx(found[0], rel=1e-3)  # of float32 weights
 
 
+def sorting(layout):
+    return lambda rows: collating(layout)(
+        sorted(rows, key=lambda row: float(row[0][0]))
+    )
+
+
+def test_rows_that_are_reordered_are_seen_in_batches_of_any_layout():
+    for name in ("dataclass", "UserDict"):
+        loader = DataLoader(vectors(20), 8, collate_fn=sorting(LAYOUTS[name]))
+        trainer = quiet_trainer(max_epochs=1, callbacks=[StabilityProbe(2)])
+        with pytest.raises(ValueError, match="reorders, mixes or changes rows"):
+            trainer.fit(Net(), loader, loader)
+
+
 def test_time_major_batches_without_batch_dim_are_refused():
     with pytest.raises(ValueError, match=r"\(7, 8, 5\) and \(8,\)\. Give batch_dim"):
         measured(Recurrent(True, False), time_major, *EVERY, data=sequences(7, False))

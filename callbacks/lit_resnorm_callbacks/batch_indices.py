@@ -21,10 +21,12 @@ class BatchIndices:
 
     Args:
         name: The probe's name, for messages.
+        batch_dim: Dimension that counts examples in a batch.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, batch_dim: int = 0) -> None:
         self.name = name
+        self._batch_dim = batch_dim
         # Several loaders: a search for a rate trains on others amid a run.
         self._recorded: dict[DataLoader[Any], _Recorded] = {}
         self._collations: dict[DataLoader[Any], WatchedCollation] = {}
@@ -118,7 +120,7 @@ class BatchIndices:
             return
         collate: Any = loader.collate_fn
         if not isinstance(collate, WatchedCollation):  # as another probe may have done
-            loader.collate_fn = collate = WatchedCollation(collate)
+            loader.collate_fn = collate = WatchedCollation(collate, self._batch_dim)
             self._replaced.append(loader)
         self._collations[loader] = collate
 

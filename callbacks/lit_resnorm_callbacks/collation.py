@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate, default_convert
 
+from lit_resnorm.measures.passes.batch_dim import examples_first
+from lit_resnorm.measures.passes.batches import leaves
 from lit_resnorm.measures.preserved import random_state
 from lit_resnorm_callbacks.random_states import RandomStates
 
@@ -30,10 +31,12 @@ class WatchedCollation:
 
     Args:
         collate: The loader's own function.
+        batch_dim: Dimension that counts examples in what it returns.
     """
 
-    def __init__(self, collate: Collate) -> None:
+    def __init__(self, collate: Collate, batch_dim: int = 0) -> None:
         self.collate = collate
+        self._batch_dim = batch_dim
         self._left = (
             0 if collate in (default_collate, default_convert) else _NUM_CHECKED
         )
@@ -51,9 +54,12 @@ class WatchedCollation:
         self._left -= 1
         with random_state():
             # Copies, as a collate function may write into the examples.
-            if not _checked(self.collate, examples):
+            if not _checked(self._rows_first, examples):
                 self._found.fill_(1)
         return self.collate(examples)
+
+    def _rows_first(self, examples: list[Any]) -> Any:
+        return examples_first(self.collate(examples), self._batch_dim)
 
 
 def _checked(collate: Collate, examples: list[Any]) -> bool:
@@ -98,8 +104,8 @@ def rows_are_examples(collate: Collate, examples: list[Any]) -> bool:
 
 def _rows(batch: Any, num: int) -> list[Tensor]:
     """Return the tensors of a batch that have a row for each example."""
-    leaves = pytree.tree_leaves(batch)
-    return [x for x in leaves if isinstance(x, Tensor) and x.ndim and x.shape[0] == num]
+    tensors = [leaf for leaf in leaves(batch) if isinstance(leaf, Tensor)]
+    return [x for x in tensors if x.ndim and x.shape[0] == num]
 
 
 def _same(x: Tensor, y: Tensor) -> bool:

@@ -29,6 +29,7 @@ class RunFollower:
     Args:
         name: The probe's name, for messages.
         strict: Raise where it fails, as in any case before the first step is over.
+        batch_dim: Dimension that counts examples in what the loader gives.
 
     Attributes:
         indices: Which examples a batch holds.
@@ -36,8 +37,8 @@ class RunFollower:
         broken: Why it was given up; None: it wasn't.
     """
 
-    def __init__(self, name: str, *, strict: bool) -> None:
-        self.indices = BatchIndices(name)
+    def __init__(self, name: str, *, strict: bool, batch_dim: int = 0) -> None:
+        self.indices = BatchIndices(name, batch_dim)
         self.training: TwinTraining | None = None
         self.broken: str | None = None
         self._strict = strict

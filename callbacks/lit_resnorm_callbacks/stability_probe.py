@@ -184,7 +184,9 @@ class StabilityProbe(Probe):
         self.damping = damping
         self.memory = memory
         self._check_options()
-        self._follower = RunFollower(self.name, strict=self.strict)
+        self._follower = RunFollower(
+            self.name, strict=self.strict, batch_dim=self.batch_dim
+        )
         # Which examples is known from the start of a training on.
         self._left_out = LeftOut([-1] * self.num_twins)
         self._copies: Copies | None = None
