@@ -142,6 +142,32 @@ def test_products_reach_the_largest_eigenvalues_cold_and_warm(
         assert float((expected - value).abs().min()) <= float(residual) + 1e-12
 
 
+@pytest.mark.parametrize("start", ["nan", "zero", "short", "flat", "other batch"])
+def test_a_start_that_is_none_of_this_measurement_gives_the_same_values(
+    start, monkeypatch
+):
+    monkeypatch.setattr(
+        "lit_resnorm.measures.fisher.routes.matrix_is_cheaper", lambda *_: False
+    )
+    model, x = case("residual")
+    options = {"num_eigenvalues": 2, "tol": 1e-6}
+    cold = fisher_spectrum(model, x, **options)
+    generator = torch.Generator().manual_seed(1)
+    bad = {
+        "nan": torch.full_like(cold.vectors, float("nan")),
+        "zero": torch.zeros_like(cold.vectors),
+        "short": cold.vectors[:-1],
+        "flat": cold.vectors[:, 0],
+        "other batch": torch.randn(
+            cold.vectors.shape, generator=generator, dtype=torch.float64
+        ),
+    }[start]
+    again = fisher_spectrum(model, x, start=bad, **options)
+    assert_close(again.eigenvalues, cold.eigenvalues, rtol=1e-6, atol=0.0)
+    if start != "other batch":
+        assert again.num_products == cold.num_products
+
+
 def test_products_in_chunks_of_rows_equal_products_on_kept_graphs(monkeypatch):
     model, x = case("circular")
     monkeypatch.setattr(

@@ -1,10 +1,12 @@
 """Eigenvalues and traces of symmetric operators that are known by their products.
 
-Shapes: D the dimension of the operator, B vectors in a block, K wanted eigenvalues.
+Shapes: D the dimension of the operator, B vectors in a block, K wanted eigenvalues, M
+vectors of the search space, R directions in which its products leave it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +15,9 @@ from torch import Tensor
 
 Matvec = Callable[[Tensor], Tensor]
 """A symmetric operator: a block of float64 vectors `(D, B)` to its product, alike."""
+
+# The seed of fresh directions: no caller's, whose start would then hold them already.
+_SEED = 7_236_067_977
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Eigenpairs:
         residuals: Shape `(K,)`: norm of `A v - value v`; an eigenvalue of the operator
             lies within this distance of the value.
         num_products: Vectors that were multiplied.
-        converged: Whether each value's error estimate came below the tolerance.
+        converged: Whether each value's bound came within the tolerance.
     """
 
     values: Tensor
@@ -43,33 +48,59 @@ def top_eigenpairs(
     tol: float = 1e-5,
     block: int = 1,
     precision: float = torch.finfo(torch.float64).eps,
+    trace: float | None = None,
+    failure: float = 1e-6,
     min_products: int = 0,
     max_products: int = 1000,
 ) -> Eigenpairs:
-    r"""Return the largest eigenvalues by Rayleigh-Ritz on a growing Krylov space.
+    r"""Return the largest eigenvalues, each within tolerance but for a small chance.
 
-    The space begins as the span of the start vectors and grows by the residuals of the
-    largest Ritz pairs that are not yet within tolerance, `block` at a time. All vectors
-    are kept orthogonal. From one start vector this is the method of Lanczos with full
-    reorthogonalisation; from the eigenvectors of a nearby operator it takes little more
-    than one product each.
+    Rayleigh-Ritz on a growing space. It begins as the span of the start vectors and
+    grows by the residuals of the largest Ritz pairs, `block` at a time, until these
+    look converged: from one vector this is the method of Lanczos with full
+    reorthogonalisation. Then it is made sure of. With V a basis of the space,
+    :math:`H = V^\top A V` and C the operator on what is orthogonal to V,
 
-    A Ritz value :math:`\theta` with residual norm :math:`\rho` and distance
-    :math:`\delta` to the next Ritz value is taken to be off by at most
-    :math:`\min(\rho, \rho^2/\delta)`, the bound of Kato and Temple with the gap
-    estimated from the Ritz values themselves.
+    .. math:: A = \begin{pmatrix} H & B^\top \\ B & C \end{pmatrix}
+        \preceq \begin{pmatrix} H & B^\top \\ B & \eta I \end{pmatrix}
+        \quad\text{if } C \preceq \eta I,
+
+    and the eigenvalues of the right side, which are known, bound those of A from above,
+    one by one; Ritz values bound them from below. The ceiling :math:`\eta` is what is
+    left of the trace where that is given, or comes from the Krylov space that C and a
+    random unit vector g span. After q products its Ritz values are :math:`\theta_j`,
+    its norms :math:`\beta_j`, and any eigenvector u of C with eigenvalue :math:`x` has
+
+    .. math:: |u^\top g| \prod_j (x - \theta_j)
+        = |u^\top p(C) g| \le \lVert p(C) g\rVert = \prod_j \beta_j
+
+    for the characteristic polynomial p of its tridiagonal matrix. In n dimensions
+    :math:`|u^\top g| \le s` has a probability of at most :math:`s \sqrt{2 n / \pi}`,
+    and the largest eigenvalue's u does not depend on g: so the x at which the bound on
+    s reaches `failure` :math:`/\sqrt{2 n / \pi}` is above it, at all q together, with
+    probability 1 - `failure`. Where g finds a larger eigenvalue, all starts again, with
+    `failure` shared out so that its sum over attempts stays.
+
+    Source: Jos L. M. van Dorsselaer, M. E. Hochstenbach, H. A. van der Vorst (2000),
+    Computing probabilistic bounds for extreme eigenvalues of symmetric matrices with
+    the Lanczos method, for the bound by p [R]; that it is used on the complement, with
+    a direction drawn after convergence, is ours [D].
 
     Args:
-        matvec: Symmetric positive semi-definite operator.
-        start_DB: Start vectors, shape `(D, B)`, any norm. A start that is orthogonal
-            to an eigenvector can't find it: include some randomness.
-        num_eigenvalues: How many; with more than the dimension, all there are.
+        matvec: Symmetric operator; it need not be semi-definite without `trace`. The
+            smallest eigenvalues are those of its negative.
+        start_DB: Start vectors, shape `(D, B)`, any norm. Columns that are zero or not
+            finite are left out, and where none is left a random vector starts.
+        num_eigenvalues: How many; with more than the dimension, all there are. Multiple
+            eigenvalues count as often as they occur.
         tol: Bound on each value's error relative to the value.
         block: Residuals that join the space at once: more where a product of a block
             costs little more than that of a vector.
-        precision: Relative rounding of the products; residuals are not pressed below.
-        min_products: Go on up to these many products, as a gap estimated from few Ritz
-            values may hide an eigenvector that the start hardly contains.
+        precision: Relative rounding of the products. Errors of 32 roundings of the
+            largest value are allowed beside `tol`.
+        trace: Sum of all eigenvalues of a semi-definite operator, if known.
+        failure: Chance that a value is off by more than `tol`.
+        min_products: Go on up to these many products, even within tolerance.
         max_products: Stop after these many products, converged or not.
 
     Returns:
@@ -77,45 +108,230 @@ def top_eigenpairs(
     """
     dim = start_DB.shape[0]
     wanted = min(num_eigenvalues, dim)
-    noise = torch.Generator().manual_seed(0)
-    basis_DM = _orthonormal(start_DB.double(), start_DB.new_empty(dim, 0).double())
-    image_DM = matvec(basis_DM)
-    while True:
-        gram = basis_DM.T @ image_DM
-        if not bool(torch.isfinite(gram).all()):
-            return _failed(start_DB, wanted, basis_DM.shape[1])
-        ritz, rotation = torch.linalg.eigh((gram + gram.T) / 2)
-        ritz, rotation = ritz.flip(0), rotation.flip(1)
-        k = min(wanted, ritz.numel())
-        residual_DK = image_DM @ rotation[:, :k] - (
-            basis_DM @ rotation[:, :k] * ritz[:k]
-        )
-        norms = residual_DK.norm(dim=0)
-        open_ = ~_within(ritz, norms, tol, precision)
-        size = basis_DM.shape[1]
-        whole = size == dim
-        done = k == wanted and (
-            whole or (size > max(k, min_products - 1) and not bool(open_.any()))
-        )
-        if done or whole or size >= max_products:
-            return Eigenpairs(ritz[:k], basis_DM @ rotation[:, :k], norms, size, done)
-        room = min(block, dim - size, max_products - size)
-        grow = open_ if bool(open_.any()) else torch.ones_like(open_)
-        grown_DB = _orthonormal(residual_DK[:, grow][:, :room], basis_DM)
-        while grown_DB.shape[1] == 0:  # an invariant space: go on in a fresh direction
-            fresh = torch.randn(dim, 1, generator=noise, dtype=torch.float64)
-            grown_DB = _orthonormal(fresh.to(basis_DM), basis_DM)
-        basis_DM = torch.cat([basis_DM, grown_DB], dim=1)
-        image_DM = torch.cat([image_DM, matvec(grown_DB)], dim=1)
+    space = _Space(matvec, start_DB)
+    search: _Search | None = None
+    num_searches = 0
+    ceiling = math.inf
+    while bool(torch.isfinite(space.gram_MM).all()):
+        pairs = space.pairs(wanted, precision)
+        enough = len(pairs.values) == wanted
+        lowest = float(pairs.values[-1])
+        lowest += tol * abs(lowest) + pairs.rounding
+        if trace is not None and math.isfinite(trace):
+            left = trace - float(space.gram_MM.trace())
+            ceiling = min(ceiling, max(0.0, left) + 32 * precision * abs(trace))
+        if search:
+            search.look(pairs.rounding)
+            ceiling = min(ceiling, search.ceiling)
+        # With a ceiling above the lowest, nothing forbids that many more of its height.
+        known = enough and ceiling <= lowest
+        limits = _Limits(space, pairs, ceiling, tol) if known else None
+        met = limits is not None and limits.met and space.size >= min_products
+        done = met or space.size == dim
+        if done or space.size >= max_products:
+            return pairs.found(space.size, converged=done)
+        room = min(block, dim - space.size, max_products - space.size)
+        if search and not search.can_end(pairs, lowest, tol):
+            search = None
+        if search:
+            space.grow(search.next_D1)
+        elif limits is not None:
+            space.grow(limits.open_DB[:, :room])
+        elif enough and not bool(pairs.open(tol).any()):
+            num_searches += 1
+            share = failure / (num_searches * (num_searches + 1))
+            search = _Search(space, share)
+        else:
+            space.grow(pairs.next(tol)[:, :room])
+    return _failed(start_DB, wanted, space.size)
 
 
-def _within(ritz: Tensor, norms: Tensor, tol: float, precision: float) -> Tensor:
-    # Norms below rounding are as good as they get, also for eigenvalues of zero.
-    values = ritz[: norms.numel()]
-    following = torch.cat([ritz[1:], ritz.new_zeros(1)])[: norms.numel()]
-    error = torch.minimum(norms, norms**2 / (values - following).clamp_min(1e-300))
-    rounding = 32 * precision * ritz[0].abs()
-    return (error <= tol * values.abs()) | (norms <= rounding)
+class _Space:
+    """A search space: orthonormal vectors, their products, and how these overlap.
+
+    Attributes:
+        basis_DM: The vectors.
+        image_DM: Their products.
+        gram_MM: The operator on the space.
+    """
+
+    def __init__(self, matvec: Matvec, start_DB: Tensor) -> None:
+        self._matvec = matvec
+        self._noise = torch.Generator().manual_seed(_SEED)
+        none_D0 = start_DB.new_empty(len(start_DB), 0, dtype=torch.float64)
+        self.basis_DM, self.image_DM = none_D0, none_D0
+        self.gram_MM = none_D0.new_empty(0, 0)
+        start_DB = start_DB.double()
+        self.grow(start_DB[:, start_DB.isfinite().all(dim=0)])
+
+    @property
+    def size(self) -> int:
+        """Number of vectors."""
+        return self.basis_DM.shape[1]
+
+    def grow(self, new_DB: Tensor) -> None:
+        """Take in vectors; where they add nothing, a random one."""
+        grown_DB = _orthonormal(new_DB, self.basis_DM)
+        while grown_DB.shape[1] == 0:
+            grown_DB = _orthonormal(self.noise(), self.basis_DM)
+        image_DB = self._matvec(grown_DB)
+        cross_MB = self.basis_DM.T @ image_DB
+        own_BB = grown_DB.T @ image_DB
+        upper = torch.cat([self.gram_MM, cross_MB], dim=1)
+        lower = torch.cat([cross_MB.T, (own_BB + own_BB.T) / 2], dim=1)
+        self.gram_MM = torch.cat([upper, lower])
+        self.basis_DM = torch.cat([self.basis_DM, grown_DB], dim=1)
+        self.image_DM = torch.cat([self.image_DM, image_DB], dim=1)
+
+    def noise(self) -> Tensor:
+        """Return a standard normal vector of the complement, shape `(D, 1)`."""
+        size = len(self.basis_DM), 1
+        drawn = torch.randn(size, generator=self._noise, dtype=torch.float64)
+        drawn_D1 = drawn.to(self.basis_DM)
+        return drawn_D1 - self.basis_DM @ (self.basis_DM.T @ drawn_D1)
+
+    def left(self) -> Tensor:
+        """Return the part of the products that is orthogonal to the space."""
+        return self.image_DM - self.basis_DM @ self.gram_MM
+
+    def pairs(self, wanted: int, precision: float) -> _RitzPairs:
+        """Return the largest Ritz pairs, at most `wanted`."""
+        ritz_M, rotation_MM = torch.linalg.eigh(self.gram_MM)
+        ritz_M, rotation_MK = ritz_M.flip(0), rotation_MM.flip(1)[:, :wanted]
+        vectors_DK = self.basis_DM @ rotation_MK
+        residual_DK = self.image_DM @ rotation_MK - vectors_DK * ritz_M[:wanted]
+        rounding = 32 * precision * float(ritz_M.abs().max())
+        return _RitzPairs(ritz_M, vectors_DK, residual_DK, rounding)
+
+
+@dataclass(frozen=True)
+class _RitzPairs:
+    """The largest Ritz pairs of a space.
+
+    Attributes:
+        ritz: All Ritz values, shape `(M,)`, descending.
+        vectors: Ritz vectors of the largest, shape `(D, K)`.
+        residual: Their residuals, shape `(D, K)`.
+        rounding: Error of the products, of 32 roundings.
+    """
+
+    ritz: Tensor
+    vectors: Tensor
+    residual: Tensor
+    rounding: float
+
+    @property
+    def values(self) -> Tensor:
+        """The largest Ritz values."""
+        return self.ritz[: self.vectors.shape[1]]
+
+    def open(self, tol: float) -> Tensor:
+        """Return which do not look converged, by gaps among the Ritz values alone."""
+        norms_K = self.residual.norm(dim=0)
+        below_M = torch.cat([self.ritz[1:], self.ritz.new_zeros(1)])
+        gaps_K = (self.values - below_M[: len(norms_K)]).clamp_min(1e-300)
+        error_K = torch.minimum(norms_K, norms_K**2 / gaps_K)
+        small_K = norms_K <= self.rounding
+        return ~((error_K <= tol * self.values.abs()) | small_K)
+
+    def next(self, tol: float) -> Tensor:
+        """Return the residuals of those that do not look converged, else all."""
+        open_K = self.open(tol)
+        return self.residual[:, open_K] if bool(open_K.any()) else self.residual
+
+    def found(self, num_products: int, *, converged: bool) -> Eigenpairs:
+        """Return them as the answer."""
+        norms_K = self.residual.norm(dim=0)
+        return Eigenpairs(self.values, self.vectors, norms_K, num_products, converged)
+
+
+class _Limits:
+    """Upper bounds of the largest eigenvalues, from a ceiling on the complement.
+
+    Attributes:
+        met: Whether each wanted Ritz value is within tolerance of its bound.
+        open_DB: For those that are not, the directions out of the space that a larger
+            eigenvalue would need.
+    """
+
+    def __init__(
+        self, space: _Space, pairs: _RitzPairs, ceiling: float, tol: float
+    ) -> None:
+        out_DR, scales_R, ways_RM = torch.linalg.svd(space.left(), full_matrices=False)
+        keep_R = scales_R > pairs.rounding
+        out_DR, scales_R, ways_RM = out_DR[:, keep_R], scales_R[keep_R], ways_RM[keep_R]
+        size, num_out = space.size, len(scales_R)
+        bordered = torch.diag_embed(space.gram_MM.new_full((size + num_out,), ceiling))
+        bordered[:size, :size] = space.gram_MM
+        bordered[size:, :size] = scales_R[:, None] * ways_RM
+        upper, vectors = torch.linalg.eigh(bordered)  # reads the lower triangle
+        k = len(pairs.values)
+        # On all that the products leave out, the ceiling is the bound.
+        others = min(k, len(space.basis_DM) - size - num_out)
+        upper_K = torch.cat([upper, upper.new_full((others,), ceiling)])
+        upper_K = upper_K.sort(descending=True).values[:k]
+        allowed_K = tol * upper_K.abs() + pairs.rounding
+        open_K = upper_K - pairs.values > allowed_K
+        self.met = not bool(open_K.any())
+        self.open_DB = out_DR @ vectors.flip(1)[size:, :k][:, open_K]
+
+
+class _Search:
+    """The Krylov space of a random vector in the complement of a space, which it joins.
+
+    Attributes:
+        ceiling: Bound on the operator's largest eigenvalue on the complement of the
+            space as it was, hence of all larger spaces.
+        largest: Largest Ritz value there: no ceiling comes below.
+        next_D1: Where it goes on.
+    """
+
+    def __init__(self, space: _Space, failure: float) -> None:
+        dim = len(space.basis_DM) - space.size
+        self._space, self._first = space, space.size
+        self._log_part = math.log(failure) + 0.5 * math.log(math.pi / (2 * dim))
+        self._log_norm = 0.0
+        self._ended = False
+        self.ceiling = self.largest = math.inf
+        self.next_D1 = space.noise()
+        space.grow(self.next_D1)
+
+    def look(self, rounding: float) -> None:
+        """Take in the product of the vector that joined the space last."""
+        basis_DM, left_D1 = self._space.basis_DM, self._space.image_DM[:, -1:]
+        for _ in range(2):
+            left_D1 = left_D1 - basis_DM @ (basis_DM.T @ left_D1)
+        own = self._space.gram_MM[self._first :, self._first :]
+        ritz_Q = torch.linalg.eigvalsh(own).cpu()
+        self.largest = float(ritz_Q[-1])
+        norm = float(left_D1.norm())
+        self._ended = norm <= rounding
+        if self._ended:  # the space holds all that its vector has a part of
+            self.ceiling = self.largest + rounding
+            return
+        self._log_norm += math.log(norm)
+        self.next_D1 = left_D1 / norm
+        self.ceiling = self.largest + self._excess(self.largest - ritz_Q) + rounding
+
+    def _excess(self, below_Q: Tensor) -> float:
+        """Return how far above the largest Ritz value the bound lies, by bisection."""
+        need = self._log_norm - self._log_part
+        low, high = 0.0, math.exp(min(need / len(below_Q), 600.0))
+        for _ in range(60):
+            middle = (low + high) / 2
+            if float((below_Q + middle).log().sum()) < need:
+                low = middle
+            else:
+                high = middle
+        return high
+
+    def can_end(self, pairs: _RitzPairs, lowest: float, tol: float) -> bool:
+        """Return whether more products of it may settle what is open."""
+        if self._ended or self.largest > lowest:
+            return False
+        if self.ceiling > lowest:
+            return True
+        return _Limits(self._space, pairs, self.largest, tol).met
 
 
 def _orthonormal(new_DB: Tensor, basis_DM: Tensor) -> Tensor:

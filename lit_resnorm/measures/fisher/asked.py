@@ -10,6 +10,7 @@ from torch import Tensor
 from lit_resnorm.measures.fisher.heads import check_output
 from lit_resnorm.measures.fisher.measurement import Measurement
 from lit_resnorm.measures.fisher.routes import Wanted
+from lit_resnorm.measures.fisher.start import usable_start
 
 
 def check_arguments(
@@ -67,4 +68,5 @@ class Asked:
             whole = size <= _DECOMPOSED_AUTOMATICALLY
             count = None if whole else _LARGEST_AUTOMATICALLY
         each = count if self.layer_eigenvalues == "same" else self.layer_eigenvalues
-        return Wanted(count, each, self.tol, self.trace, self.start)
+        start = usable_start(self.start, measured)
+        return Wanted(count, each, self.tol, self.trace, start)

@@ -11,12 +11,13 @@ from lit_resnorm.measures.fisher.measurement import Measurement
 from lit_resnorm.measures.fisher.stores import Sizes
 
 
-def matrix_is_cheaper(of: Measurement, num_eigenvalues: int, warm: bool) -> bool:
+def matrix_is_cheaper(of: Measurement, num_eigenvalues: int) -> bool:
     """Return whether the whole matrix costs less than products for the largest k.
 
     Both are counted in multiplications. A product is a backward pass and a forward-mode
     pass, four and a half times the multiplications of a forward pass with its
-    elementwise work; a cold start takes about `3 + 2 k` of them, a warm one `k + 2`.
+    elementwise work. About `9 + 3 k` of them find the largest k and make sure that no
+    larger one is left, most of which a warm start doesn't save.
     """
     examples = of.examples
     dim = min(examples.dim, of.num_parameters)
@@ -24,7 +25,7 @@ def matrix_is_cheaper(of: Measurement, num_eigenvalues: int, warm: bool) -> bool
         of.sweep.network.device
     ):
         return False
-    num_products = num_eigenvalues + 2 if warm else 3 + 2 * num_eigenvalues
+    num_products = 9 + 3 * num_eigenvalues
     if of.coupled:
         return examples.dim <= num_products
     forward = matrix = 0.0
@@ -39,7 +40,10 @@ def matrix_is_cheaper(of: Measurement, num_eigenvalues: int, warm: bool) -> bool
             matrix += examples.dim**2 * block.num_parameters / 2
     if of.num_parameters < examples.dim:
         matrix = examples.dim * of.num_parameters**2 / 2
-    return seeds * forward + 0.8 * matrix < 4.5 * forward * num_products
+    # Memory bounds a product with the matrix: it takes the time of about ten
+    # multiplications a number.
+    iterations = 10.0 * dim**2 * num_products
+    return seeds * forward + 0.8 * matrix + iterations < 4.5 * forward * num_products
 
 
 def free_memory(device: torch.device) -> int:

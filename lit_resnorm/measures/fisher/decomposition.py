@@ -48,6 +48,7 @@ def top_pairs(matrix: Tensor, count: int, tol: float) -> Eigenpairs:
         tol=tol,
         block=block,
         precision=torch.finfo(matrix.dtype).eps,
+        trace=float(matrix.diagonal().sum(dtype=torch.float64)),
     )
 
 

@@ -36,7 +36,7 @@ class Wanted:
         layer_eigenvalues: The same for each layer's block.
         tol: Bound on the relative error of each where iterations give them.
         trace: Whether the trace is wanted where eigenvalues do not give it.
-        start: Dual start vectors, shape `(D, B)`.
+        start: Dual start vectors, shape `(D, B)`, finite; None: a cold start.
     """
 
     num_eigenvalues: int | None
@@ -54,9 +54,7 @@ def spectrum(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpectrum:
     """Return the spectrum, and that of each given layer, by the cheapest route."""
     if wanted.num_eigenvalues == 0:
         return _traces(of, layers)
-    if wanted.num_eigenvalues is None or matrix_is_cheaper(
-        of, wanted.num_eigenvalues, wanted.start is not None
-    ):
+    if wanted.num_eigenvalues is None or matrix_is_cheaper(of, wanted.num_eigenvalues):
         return _from_matrix(of, wanted, layers)
     return _from_products(of, wanted, layers)
 
@@ -172,26 +170,25 @@ def _from_products(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpe
     traces = block_traces(of, blocks) if wanted.trace else {}
 
     def measured(names: tuple[str, ...], own: Sequence[Block]) -> FisherSpectrum:
-        products = of.products(names)
         whole = not names
         count = wanted.num_eigenvalues if whole else wanted.layer_eigenvalues
         k = of.examples.dim if count is None else min(count, of.examples.dim)
-        start = wanted.start if whole and wanted.start is not None else None
-        cold = start is None or start.shape[0] != of.examples.dim
-        if start is None or cold:
+        start = wanted.start if whole else None
+        if start is None:
             start = cold_start(of, k)
+        trace = sum(traces[block] for block in own) if wanted.trace else None
         pairs = top_eigenpairs(
-            products,
+            of.products(names),
             start.to(of.sweep.network.device, torch.float64),
             k,
             tol=wanted.tol,
             precision=torch.finfo(of.sweep.network.dtype).eps,
-            min_products=k + (3 if cold else 2),
+            trace=trace,
         )
         keep = stand_out(pairs.values, of.sweep.network.dtype)
         return FisherSpectrum(
             pairs.values[keep].cpu(),
-            sum(traces[block] for block in own) if wanted.trace else float("nan"),
+            float("nan") if trace is None else trace,
             of.num_parameters if whole else _size(own),
             of.examples.num_examples,
             pairs.residuals[keep].cpu(),

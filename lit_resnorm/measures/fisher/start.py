@@ -43,3 +43,16 @@ def cold_start(of: Measurement, num_vectors: int) -> Tensor:
         precision=torch.finfo(kept.rows.dtype).eps,
     )
     return pairs.vectors + 0.1 * mixed_DB
+
+
+def usable_start(start: Tensor | None, of: Measurement) -> Tensor | None:
+    """Return the start vectors that are such of this measurement; None without any.
+
+    Of another batch, or of a measurement that came to nothing, none are: columns must
+    have the dual space's dimension, finite numbers, and not be zero.
+    """
+    if start is None or start.ndim != 2 or start.shape[0] != of.examples.dim:
+        return None
+    lengths_B = start.double().norm(dim=0)
+    start = start[:, lengths_B.isfinite() & (lengths_B > 0)]
+    return start if start.shape[1] else None
