@@ -315,7 +315,9 @@ def test_twins_that_begin_amid_a_run_say_so(tmp_path):
         later.fit(net(), *loaders, ckpt_path=tmp_path / "amid.ckpt")
 
 
-def test_values_before_any_example_is_seen_are_zero_and_the_table_names_each_twin():
+def test_values_before_any_example_is_seen_are_zero_and_the_table_names_each_twin(
+    tmp_path,
+):
     class Tables(CSVLogger):
         rows = None
 
@@ -323,7 +325,7 @@ def test_values_before_any_example_is_seen_are_zero_and_the_table_names_each_twi
             if key == "stability/twins":
                 self.rows = [dict(zip(columns, row, strict=True)) for row in data]
 
-    logger = Tables("unused")
+    logger = Tables(tmp_path)
     logger.log_metrics = lambda metrics, step: seen.setdefault(step, metrics)
     logger.save = lambda: None
     seen = {}
