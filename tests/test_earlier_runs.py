@@ -84,4 +84,7 @@ def test_an_earlier_run_goes_on_as_if_it_had_not_been_interrupted(
 
 def _third_epoch(path):
     rows = [row for row in read_rows(path) if row["step"] > 8]
-    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
+    # Run times, and how far iterations went below their tolerance, are of the program
+    # that measured; the values are of the network.
+    own = ("seconds", "/residual")
+    return [{k: v for k, v in row.items() if not k.endswith(own)} for row in rows]
