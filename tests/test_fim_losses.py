@@ -6,6 +6,7 @@ import pytest
 import torch
 from small import FunctionalNet, quiet_trainer
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_resnorm_callbacks import FIMEigenvalueProbe
@@ -31,10 +32,11 @@ class Net(FunctionalNet):
         return self.net(x)
 
     def training_step(self, batch, batch_idx):
-        loss = getattr(self, self.criterion_name) or (
-            lambda out, _: out.square().mean()
-        )
-        return loss(self(batch[0]), batch[1])
+        out, targets = self(batch[0]), batch[1]
+        loss = getattr(self, self.criterion_name)
+        if loss is None and out.shape[1] == 1:
+            loss = F.binary_cross_entropy_with_logits
+        return (loss or F.cross_entropy)(out, targets)
 
     def validation_step(self, batch, batch_idx):
         pass

@@ -182,7 +182,14 @@ class Other(FunctionalNet):
         self.head = nn.Linear(16, width)
 
     def training_step(self, batch, batch_idx):
-        return self(batch[0]).square().mean()
+        out, labels = self(batch[0]), batch[1]
+        if self.loss == "mse":
+            return (out - F.one_hot(labels, 3)).square().sum(1).mean() / 2
+        if isinstance(self.loss, nn.HuberLoss):
+            return self.loss(out, F.one_hot(labels, 3).float())
+        if out.shape[1] == 1:
+            return F.binary_cross_entropy_with_logits(out[:, 0], labels.float())
+        return F.cross_entropy(out, labels)
 
     def validation_step(self, batch, batch_idx):
         pass

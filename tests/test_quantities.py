@@ -203,6 +203,20 @@ def test_a_run_that_was_killed_keeps_what_its_probes_declared(tmp_path):
         fit(tmp_path / "a", [Foreign(), Kill()])
 
 
+@pytest.mark.ddp
+def test_two_ranks_declare_what_one_does(tmp_path):
+    quantities = []
+    for devices, strategy in ((1, "auto"), (2, "ddp_fork")):
+        path = tmp_path / str(devices)
+        loggers = [WithoutImages(path / "run"), CSVLogger(path, "csv", "run")]
+        fit(path, [Foreign()], logger=loggers, devices=devices, strategy=strategy)
+        for kind in ("run", "csv"):
+            (run,), _ = read_runs([str(path / kind)])
+            quantities.append(run.quantities)
+    assert "foreign/square" in quantities[0]
+    assert all(one == quantities[0] for one in quantities)
+
+
 def test_a_workspace_is_made_for_the_probes_of_the_runs_beside_the_project(
     foreign, monkeypatch, tmp_path
 ):

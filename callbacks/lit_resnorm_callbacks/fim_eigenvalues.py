@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lit_resnorm.measures.fisher import (
@@ -17,12 +18,22 @@ from lit_resnorm.measures.fisher import (
     fisher_spectrum,
 )
 from lit_resnorm.measures.losses import LikelihoodOptions
-from lit_resnorm.measures.observe import Reduce, identity, num_rows, take_rows
-from lit_resnorm.measures.passes.batch_dim import targets_first
+from lit_resnorm.measures.observe import (
+    Reduce,
+    identity,
+    num_rows,
+    take_rows,
+    untouched,
+)
+from lit_resnorm.measures.passes.batch_dim import as_given, targets_first
 from lit_resnorm.measures.passes.batches import targets_of
 from lit_resnorm.quantities import Quantity
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
 from lit_resnorm_callbacks.rates import largest_rate
+from lit_resnorm_callbacks.training_loss import NotComparableError, trained_loss
+
+_COMPARED = 8
+"""Examples on which the likelihood is compared with the training loss."""
 
 _RATE = "Furusho & Ikeda 2020, doi 10.1017/ATSIP.2020.7"
 
@@ -46,7 +57,8 @@ class FIMEigenvalueProbe(Probe):
         output: `softmax`, `bernoulli` or `gaussian`. `auto` reads the module's loss,
             ours or torch's `CrossEntropyLoss`, `BCEWithLogitsLoss` and `MSELoss` with
             their options; without one, softmax for two or more logits, bernoulli for
-            one.
+            one. What it reads is compared with the loss that `training_step` returns
+            for a few examples, and refused with the option that mends it.
         num_eigenvalues: The largest k; None all non-zero ones, 0 none; `auto` all where
             the matrix has at most 4096 rows, else 10.
         tol: Relative error of eigenvalues that iterations give.
@@ -261,8 +273,32 @@ class FIMEigenvalueProbe(Probe):
             )
             if found.coupled and self.norm_mode != "train" and trainer.world_size > 1:
                 raise ValueError(apart(module, self.norm_mode))
+            if trainer.training and self.likelihood.is_guess(module):
+                self._compare(module)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
+
+    def _compare(self, module: LightningModule) -> None:
+        """See that the likelihood that is read is the loss that is trained."""
+        few = take_rows(self._batch, slice(_COMPARED))
+        given = as_given(few, self.batch_dim) if self.batch_dim else few
+        try:
+            with trained_loss(
+                module,
+                lambda: self.forward_fn(module, few),
+                few,
+                given,
+                self.norm_mode,
+            ) as trained:
+                self.likelihood.compare(module, few, trained)
+        except NotComparableError as error:
+            with untouched(module, norm_mode=self.norm_mode) as run, torch.no_grad():
+                output = run(lambda: self.forward_fn(module, few))
+            self.likelihood.check_fit(module, few, output)
+            rank_zero_info(
+                f"{self.name}: the likelihood that is measured was not compared with"
+                f" the training loss: {error}"
+            )
 
     def _spectrum(
         self, module: LightningModule, batch: Batch, **asked: Any

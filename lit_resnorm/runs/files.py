@@ -3,7 +3,8 @@
 `config.yaml` holds the resolved configuration; `history.jsonl` one flat object a
 line and logging event (`step`, `epoch`, and each value under its own name);
 `tables/<key>.jsonl` records that are no scalars (`step`, `columns`, `data`);
-`figures/<key>.png` the newest picture of a key; `summary.json` how the run ended.
+`figures/<key>.png` the newest picture of a key; `summary.json` how the run ended, and
+what its probes declared of their values (`quantities`, see `lit_resnorm.quantities`).
 NaN and infinities are the strings `"NaN"`, `"Infinity"` and `"-Infinity"`.
 """
 

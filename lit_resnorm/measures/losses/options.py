@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_resnorm.measures.fisher.heads import Layout
-from lit_resnorm.measures.losses.labels import are_labels
+from lit_resnorm.measures.losses.comparison import Trained, fits
+from lit_resnorm.measures.losses.labels import are_labels, class_dim_of
 from lit_resnorm.measures.losses.likelihood import Likelihood
 from lit_resnorm.measures.losses.reading import likelihood_of
 from lit_resnorm.measures.observe import untouched
@@ -104,6 +105,63 @@ class LikelihoodOptions:
             raise ValueError(
                 f"class_weights has {len(given)} weights, and the output {num} classes"
             )
+
+    def is_guess(self, module: nn.Module) -> bool:
+        """Say whether the likelihood is read, and nobody has said what it is.
+
+        A module's own `losses` are its word.
+        """
+        told = self.output, self.loss_scale, self.class_weights
+        own = callable(getattr(module, "losses", None))
+        return told == ("auto", None, None) and not own
+
+    def compare(self, module: nn.Module, batch: Any, trained: Trained) -> None:
+        """Refuse a likelihood that isn't the loss that is trained.
+
+        Args:
+            module: The module.
+            batch: The examples on which the loss was taken.
+            trained: The loss.
+
+        Raises:
+            ValueError: With the options that mend it.
+        """
+        told, output = self._of_output(module, trained.output)
+        trained = replace(trained, output=output)
+        target = self.target_fn(batch)
+        if trained.is_meant_by(told, target):
+            return
+        raise ValueError(
+            f"output is 'auto', read as {told.output!r}, which is not the loss that"
+            f" training_step returns: {trained.advice(target)}"
+        )
+
+    def check_fit(self, module: nn.Module, batch: Any, output: Any) -> None:
+        """Refuse a guess that the target contradicts, where no loss can be asked.
+
+        Raises:
+            ValueError: With the option's name.
+        """
+        told, output = self._of_output(module, output)
+        target = self.target_fn(batch)
+        if isinstance(target, Tensor) and not fits(told, output, target):
+            raise ValueError(
+                f"output is 'auto', read as {told.output!r}, and an output of shape"
+                f" {tuple(output.shape)} has no target of shape {tuple(target.shape)}"
+                f" ({target.dtype}): give output (and loss_scale), or target_fn"
+            )
+
+    def _of_output(
+        self, module: nn.Module, output: Tensor
+    ) -> tuple[Likelihood, Tensor]:
+        """Return what is read, and the output with classes where they usually are."""
+        if self.class_dim is not None:
+            output = output.movedim(self.class_dim, class_dim_of(output))
+        told = self.of(module)
+        if told.output == "auto":
+            single = output.ndim == 1 or output.shape[class_dim_of(output)] == 1
+            told = replace(told, output="bernoulli" if single else "softmax")
+        return told, output
 
     def _check_targets(self, module: nn.Module, batch: Any) -> None:
         """Refuse to take for logits what is compared with numbers."""

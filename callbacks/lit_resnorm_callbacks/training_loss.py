@@ -1,0 +1,120 @@
+"""The training loss of a few examples, taken without a trace."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lit_resnorm.measures.functional_calls import with_weights
+from lit_resnorm.measures.losses.comparison import Slope, Trained
+from lit_resnorm.measures.observe import untouched
+from lit_resnorm.measures.passes.batches import leaves
+
+
+class NotComparableError(Exception):
+    """There is no training loss to compare with; the message says why."""
+
+
+@contextmanager
+def trained_loss(
+    module: LightningModule,
+    forward: Callable[[], Any],
+    batch: Any,
+    given: Any,
+    norm_mode: str,
+) -> Iterator[Trained]:
+    """Give the loss that `training_step` returns for a batch, with its gradient.
+
+    The step runs on copies of the weights, in eval mode, and what it logs is dropped.
+
+    Args:
+        module: The module in training.
+        forward: Returns the network's output on the batch.
+        batch: A few examples, in the first dimension.
+        given: The same as the module takes them.
+        norm_mode: What batch norm does, in both passes.
+
+    Raises:
+        NotComparableError: If the step can't be run, gives no loss, or another one each
+            time.
+    """
+    arguments = _arguments(module, given)
+    copies = {
+        name: p.detach().requires_grad_(p.requires_grad)
+        for name, p in module.named_parameters()
+    }
+    weights = [copy for copy in copies.values() if copy.requires_grad]
+    with (
+        untouched(module, norm_mode=norm_mode) as run,
+        _unlogged(module),
+        with_weights(module, copies),
+    ):
+
+        def loss(seed: int) -> Tensor:
+            torch.manual_seed(seed)
+            try:
+                found = run(lambda: module.training_step(*arguments), recalibrate=True)
+            except Exception as error:
+                why = f"{type(error).__name__}: {error}"
+                raise NotComparableError(
+                    f"training_step can't be run on the probe batch ({why})"
+                ) from error
+            return _loss_in(found)
+
+        first, again = loss(0), loss(1)
+        slope = _slope(first, weights)
+        if not bool(first.isfinite()):
+            raise NotComparableError(f"the training loss is {float(first)}")
+        if not torch.equal(first, again):
+            raise NotComparableError("training_step draws random numbers")
+        torch.manual_seed(0)
+        output = run(forward, recalibrate=True)
+        inputs = [x for x in leaves(batch) if isinstance(x, Tensor) and x.ndim]
+        yield Trained(slope, weights, output, inputs)
+
+
+def _arguments(module: LightningModule, batch: Any) -> list[Any]:
+    if not module.automatic_optimization:
+        raise NotComparableError("optimization is manual")
+    names = [*inspect.signature(module.training_step).parameters]
+    if "dataloader_iter" in names:
+        raise NotComparableError("training_step takes an iterator")
+    return [batch, *[0] * (len(names) - 1)]
+
+
+def _loss_in(found: Any) -> Tensor:
+    loss = found.get("loss") if isinstance(found, dict) else found
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise NotComparableError("training_step returns no loss of the probe batch")
+    return loss.reshape(())
+
+
+def _slope(loss: Tensor, weights: list[Tensor]) -> Slope:
+    try:
+        return Slope.of(loss, weights)
+    except RuntimeError as error:
+        raise NotComparableError(
+            f"the training loss has no gradient ({error})"
+        ) from error
+
+
+@contextmanager
+def _unlogged(module: LightningModule) -> Iterator[None]:
+    """Have the module log nothing."""
+    own = {name: vars(module).get(name) for name in ("log", "log_dict")}
+    for name in own:
+        vars(module)[name] = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            if value is None:
+                del vars(module)[name]
+            else:
+                vars(module)[name] = value
