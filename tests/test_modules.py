@@ -1,4 +1,5 @@
 import functools
+import inspect
 import pickle
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from lit_resnorm.modules import (
     LitClassifier,
     LitMLP,
+    LitMLPBN,
     LitPreactResNet,
     LitResNet,
     LitResNetBN,
     LitSkipInit,
     LitSmoothResNet,
+    LitStack,
 )
 from lit_resnorm.modules.losses import EpochMeans
 
@@ -489,3 +492,34 @@ def test_any_network_trains_with_a_plateau_schedule_and_an_index_in_the_batch():
     run.fit(module, loader, loader)
     assert run.optimizers[0].param_groups[0]["lr"] < 0.05
     assert len(run.predict(module, loader)) == 4
+
+
+def test_a_declared_variant_fixes_options_and_starts_from_defaults_of_its_own():
+    class Narrow(LitStack, fixed={"residual": False}, defaults={"width": 3}):
+        """Of three units."""
+
+    module = Narrow(2, activation="tanh")
+    assert module.net.blocks[0].w1.weight.shape == (3, 3)
+    assert module.hparams["width"] == 3
+    assert module.hparams["activation"] == "tanh"
+    parameters = inspect.signature(Narrow).parameters
+    assert parameters["width"].default == 3
+    assert parameters["depth"].default is inspect.Parameter.empty
+    assert "residual" not in parameters
+    with pytest.raises(TypeError, match="residual"):
+        Narrow(2, residual=True)
+
+
+def test_a_declared_variant_can_be_the_base_of_another():
+    class Twice(LitMLPBN, defaults={"layers_per_block": 2}):
+        """Two layers a block."""
+
+    module = Twice(depth=3, width=4)
+    assert module.num_weight_layers == LitMLPBN(depth=6, width=4).num_weight_layers
+    assert isinstance(module.net.blocks[0].norm2, torch.nn.BatchNorm1d)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "defaults"])
+def test_a_variant_of_an_option_that_its_base_lacks_is_refused(kind):
+    with pytest.raises(TypeError, match="Wrong: the base has no wide"):
+        type("Wrong", (LitStack,), {}, **{kind: {"wide": 1}})

@@ -7,28 +7,24 @@ them in from the data), the switches that its name leaves open, and the argument
 """
 
 from lit_resnorm.modules.classifier import LitClassifier
-from lit_resnorm.modules.convolutional import (
-    LitPreactResNet,
-    LitSharedResNet,
-    LitShortcutResNet,
-    LitTinyResNet,
-)
 from lit_resnorm.modules.families import LitStack, LitStaged
-from lit_resnorm.modules.scaled import (
-    LitFixup,
-    LitScaledResNet,
-    LitSkipInit,
-    LitSmoothResNet,
-    LitWeightNormResNet,
-)
-from lit_resnorm.modules.stacked import (
+from lit_resnorm.modules.variants import (
     LitBNFeedForward,
     LitBNResNet,
+    LitFixup,
     LitMLP,
     LitMLPBN,
+    LitPreactResNet,
     LitResNet,
     LitResNetBN,
+    LitScaledResNet,
+    LitSharedResNet,
+    LitShortcutResNet,
+    LitSkipInit,
+    LitSmoothResNet,
+    LitTinyResNet,
     LitVanillaNet,
+    LitWeightNormResNet,
 )
 
 __all__ = [

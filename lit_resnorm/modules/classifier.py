@@ -12,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lit_resnorm.modules.hyperparameters import outermost_init
 from lit_resnorm.modules.losses import (
     LOSSES,
     SUM_DTYPE,
@@ -20,7 +19,12 @@ from lit_resnorm.modules.losses import (
     example_losses,
     sum_over_ranks,
 )
-from lit_resnorm.modules.optimizers import default_optimizer, drop_step, scheduled
+from lit_resnorm.modules.optimizers import (
+    default_optimizer,
+    drop_step,
+    outermost_init,
+    scheduled,
+)
 from lit_resnorm.nets.layers import choose
 
 __all__ = ["LitClassifier"]

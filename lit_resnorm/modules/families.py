@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_resnorm.modules.classifier import LitClassifier
+from lit_resnorm.modules.declared import Declared
 from lit_resnorm.modules.depth_theory import DepthTheory, stack_theory
-from lit_resnorm.modules.stages import all_stages, all_widths
 from lit_resnorm.nets import stacked_net
 from lit_resnorm.nets.layers import Style
 from lit_resnorm.nets.staged import staged_net
@@ -18,7 +18,7 @@ IN_SHAPE: Shape = (1, 8, 8)
 NUM_CLASSES = 10
 
 
-class LitStack(LitClassifier):
+class LitStack(Declared, LitClassifier):
     """Blocks of one width, fully connected or convolutional; all switches open.
 
     Args:
@@ -137,7 +137,7 @@ class LitStack(LitClassifier):
             )
 
 
-class LitStaged(LitClassifier):
+class LitStaged(Declared, LitClassifier):
     """Convolutional pre-activation blocks in stages; all switches open.
 
     Args:
@@ -252,3 +252,35 @@ class LitStaged(LitClassifier):
         )
         super().__init__(net, num_classes=classes, **kwargs)
         self.num_weight_layers = net.num_weight_layers
+
+
+def all_stages(depth: int | None, stages: Sequence[int] | None) -> list[int]:
+    """Return the number of blocks in each stage.
+
+    Raises:
+        ValueError: If neither is given, or they disagree.
+    """
+    if stages is None:
+        if depth is None:
+            raise ValueError("depth or stages must be given")
+        return [depth]
+    if depth is not None and depth != sum(stages):
+        raise ValueError(f"depth={depth} isn't the sum of stages={list(stages)}")
+    return list(stages)
+
+
+def all_widths(
+    width: int | None, widths: Sequence[int] | None, num_stages: int
+) -> list[int]:
+    """Return the channels of each stage.
+
+    Raises:
+        ValueError: If neither is given, or they disagree.
+    """
+    if widths is None:
+        if width is None:
+            raise ValueError("width or widths must be given")
+        return [width * 2**stage for stage in range(num_stages)]
+    if width is not None and [width] != list(widths[:1]):
+        raise ValueError(f"width={width} isn't the first of widths={list(widths)}")
+    return list(widths)

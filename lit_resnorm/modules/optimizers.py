@@ -1,13 +1,15 @@
-"""The default optimizer, and how any one is scheduled or kept from a step."""
+"""The default optimizer, how any is scheduled or kept from a step; saved arguments."""
 
+import inspect
 from collections.abc import Iterable
+from types import FrameType
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["default_optimizer", "drop_step", "scheduled"]
+__all__ = ["default_optimizer", "drop_step", "outermost_init", "scheduled"]
 
 
 def default_optimizer(params: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -61,3 +63,16 @@ def drop_step(optimizer: torch.optim.Optimizer, *, scaled: bool) -> None:
                 parameter.grad.fill_(torch.nan)
             else:
                 parameter.grad = None
+
+
+def outermost_init(module: nn.Module) -> FrameType | None:
+    """Return the frame of the outermost `__init__` that is building `module`.
+
+    Its arguments alone make the module again; those that a class passes on to its base
+    would come twice.
+    """
+    frame = inspect.currentframe()
+    frame = frame and frame.f_back
+    while frame and frame.f_back and frame.f_back.f_locals.get("self") is module:
+        frame = frame.f_back
+    return frame
