@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_resnorm.measures.fisher import fisher_spectrum
-from lit_resnorm_callbacks import FIMEigenvalueProbe
+from lit_resnorm_callbacks import FIMEigenvalueProbe, StabilityProbe
 
 NUM = 12
 generator = torch.Generator().manual_seed(1)
@@ -285,6 +285,78 @@ def test_labels_under_another_name_need_no_target_fn():
     trainer = quiet_trainer(max_steps=1, callbacks=[probe])
     trainer.fit(Named(False), loader)
     assert trainer.callback_metrics["fim/lambda_max"] > 0
+
+
+class Twinned(L.LightningModule):
+    """Holds one of torch's losses, and its target where no tuple has it."""
+
+    def __init__(self, loss):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3))
+        self.criterion = loss
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return self.criterion(self(batch["x"]), batch["wanted"])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def wanted(batch):
+    return batch["wanted"]
+
+
+THREE = torch.randn(NUM, 3, generator=generator)
+
+
+@pytest.mark.parametrize("method", ["twins", "influence"])
+@pytest.mark.parametrize(
+    ("loss", "targets", "loss_fn"),
+    [
+        (nn.MSELoss(), THREE, lambda z, y: F.mse_loss(z, y, reduction="none")),
+        (
+            nn.BCEWithLogitsLoss(),
+            THREE.sigmoid().round(),
+            lambda z, y: F.binary_cross_entropy_with_logits(z, y, reduction="none"),
+        ),
+        (
+            nn.CrossEntropyLoss(label_smoothing=0.2),
+            CLASSES,
+            lambda z, y: F.cross_entropy(z, y, label_smoothing=0.2, reduction="none"),
+        ),
+        (
+            nn.CrossEntropyLoss(),
+            CLASSES,
+            lambda z, y: F.cross_entropy(z, y, reduction="none"),
+        ),
+    ],
+    ids=["squares", "tags", "smoothed", "classes"],
+)
+def test_twins_read_torchs_losses_and_target_fn(loss, targets, loss_fn, method):
+    rows = [{"x": x, "wanted": y} for x, y in zip(X, targets, strict=True)]
+    found = []
+    for given in (None, loss_fn):
+        probe = StabilityProbe(
+            2, method=method, loss_fn=given, target_fn=wanted, strict=True
+        )
+        loader = DataLoader(rows, 4)
+        trainer = quiet_trainer(max_epochs=2, callbacks=[probe])
+        trainer.fit(Twinned(loss), loader, loader)
+        found.append(float(trainer.callback_metrics["stability/distance"]))
+    assert found[0] > 0
+    assert found[0] == pytest.approx(found[1], rel=1e-4)  # float32
+
+
+def test_twins_without_a_target_are_refused_with_target_fn():
+    rows = [{"x": x, "wanted": y} for x, y in zip(X, CLASSES, strict=True)]
+    loader = DataLoader(rows, 4)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[StabilityProbe(2)])
+    with pytest.raises(ValueError, match=r"^stability: .*has no target.*target_fn"):
+        trainer.fit(Twinned(nn.CrossEntropyLoss()), loader, loader)
 
 
 class Manual(Net):

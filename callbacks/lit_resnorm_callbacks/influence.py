@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
 from lit_resnorm.measures.copies import Copies, trained_parameters
 from lit_resnorm.measures.influence import influence_copies
-from lit_resnorm.measures.losses import LossFn, losses_of
 from lit_resnorm.measures.observe import Reduce
 from lit_resnorm_callbacks.left_out import LeftOut
 
@@ -59,7 +60,7 @@ class Influence:
         left_out: LeftOut,
         *,
         forward_fn: Any,
-        loss_fn: LossFn | None,
+        losses: Callable[[Any, Any, Any], Tensor],
         reduce: Reduce,
     ) -> Copies:
         """Return where training without each example that was seen would end.
@@ -69,13 +70,13 @@ class Influence:
             batch: This rank's share of the probe batch.
             left_out: The examples.
             forward_fn: Takes module and batch, returns the output.
-            loss_fn: Takes output and target, returns losses; None: the module's own.
+            losses: Takes module, output and batch, returns losses of examples.
             reduce: Sums over ranks.
         """
         return influence_copies(
             module,
             forward_fn,
-            lambda output, of: losses_of(module, output, of, loss_fn),
+            lambda output, of: losses(module, output, of),
             self.trained,
             batch,
             left_out.examples(),

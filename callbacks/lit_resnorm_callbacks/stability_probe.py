@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -14,7 +15,8 @@ from torch.optim import Optimizer
 from lit_resnorm.measures.copies import Copies
 from lit_resnorm.measures.losses import LossFn, losses_of
 from lit_resnorm.measures.observe import Reduce, num_rows, take_rows, untouched
-from lit_resnorm.measures.passes.batch_dim import examples_first
+from lit_resnorm.measures.passes.batch_dim import examples_first, targets_first
+from lit_resnorm.measures.passes.batches import target_of
 from lit_resnorm.measures.sites import Site
 from lit_resnorm.quantities import Quantity
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
@@ -55,7 +57,10 @@ class StabilityProbe(Probe):
             without batch norm take the second way in any case, as their masks are then
             the run's.
         loss_fn: Takes output and target and returns the loss of each example; None:
-            the module's own `losses`, else cross entropy.
+            the module's own `losses`, else its `MSELoss`, `BCEWithLogitsLoss` or
+            `CrossEntropyLoss` where that is a plain mean, else cross entropy.
+        target_fn: Takes a batch, returns its target; default: a tuple's second element,
+            or by a usual name.
         damping: Added to the Gauss-Newton matrix of `influence`, beside weight decay.
         name: Prefix of the logged names.
         cadence: Optimizer steps between measurements; twins train at every step.
@@ -166,6 +171,7 @@ class StabilityProbe(Probe):
         bn_excludes_removed: bool = True,
         loss_fn: LossFn | None = None,
         *,
+        target_fn: Callable[..., Any] = target_of,
         damping: float = 1e-2,
         name: str = "stability",
         cadence: Cadence | int = 100,
@@ -181,6 +187,7 @@ class StabilityProbe(Probe):
         self.replace = replace
         self.bn_excludes_removed = bn_excludes_removed
         self.loss_fn = loss_fn
+        self._target_fn = targets_first(target_fn, self.batch_dim)
         self.damping = damping
         self.memory = memory
         self._check_options()
@@ -229,8 +236,11 @@ class StabilityProbe(Probe):
 
     def losses(self, module: Any, batch: Any) -> Tensor:
         """Return the loss of each example of a batch, shape `(B,)`."""
-        output = self.forward_fn(module, batch)
-        return losses_of(module, output, batch, self.loss_fn)
+        return self._losses_at(module, self.forward_fn(module, batch), batch)
+
+    def _losses_at(self, module: Any, output: Any, batch: Any) -> Tensor:
+        target = self._target_fn(batch)
+        return losses_of(module, output, batch, self.loss_fn, target)
 
     def twin_state_dict(self, i: int) -> dict[str, Tensor]:
         """Return the state dict of the module without the i-th example left out.
@@ -380,7 +390,7 @@ class StabilityProbe(Probe):
                 batch,
                 self._left_out,
                 forward_fn=self.forward_fn,
-                loss_fn=self.loss_fn,
+                losses=self._losses_at,
                 reduce=reduce,
             )
         values, self._rows = twin_values(

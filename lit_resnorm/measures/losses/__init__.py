@@ -8,10 +8,9 @@ from lit_resnorm.measures.losses.examples import (
     LossFn,
     check_mean,
     cross_entropies,
-    losses_of,
 )
 from lit_resnorm.measures.losses.likelihood import Likelihood
-from lit_resnorm.measures.losses.loss import Loss, loss_of
+from lit_resnorm.measures.losses.loss import Loss, loss_of, losses_of
 from lit_resnorm.measures.losses.options import LikelihoodOptions
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,37 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_resnorm.measures.losses.labels import class_dim_of
-from lit_resnorm.measures.passes.batches import LABELS, target_of
 
 LossFn = Callable[[Any, Any], Tensor]
 """Takes output and target and returns the loss of each example."""
-
-
-def losses_of(module: Any, output: Any, batch: Any, loss_fn: LossFn | None) -> Tensor:
-    """Return the loss of each example, shape `(B,)`.
-
-    Losses of several positions of an example are averaged.
-
-    Args:
-        module: The module; its own `losses(output, target)` comes after `loss_fn`.
-        output: The network's output on the batch.
-        batch: A pair, of which the second element is the target, or a dict with one of
-            the usual names.
-        loss_fn: Gives the losses; None: the module's own, else cross entropy.
-
-    Raises:
-        ValueError: If there is no target, or no cross entropy of it.
-    """
-    target = target_of(batch)
-    if target is None:
-        holds = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else ""
-        raise ValueError(
-            f"a batch that is a {type(batch).__name__} {holds} has no target: a pair's"
-            f" second element, or one of {', '.join(LABELS)}"
-        )
-    given = loss_fn or getattr(module, "losses", None) or _cross_entropies
-    losses = given(output, target)
-    return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 
 def cross_entropies(
@@ -108,8 +80,16 @@ def check_mean(name: str, losses_B: Tensor, loss: Tensor) -> None:
         )
 
 
-def _cross_entropies(output: Any, target: Any) -> Tensor:
-    """Return cross entropies; binary ones of one logit for each number."""
+def usual_losses(output: Any, target: Any) -> Tensor:
+    """Return cross entropies; binary ones of one logit for each number.
+
+    Args:
+        output: Logits.
+        target: Classes or probabilities.
+
+    Raises:
+        ValueError: If there is no cross entropy of the two.
+    """
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         raise ValueError(
             f"there is no cross entropy of a {type(output).__name__} and a"
