@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_resnorm.diagnose import diagnose
 from lit_resnorm.diagnose.gradients import gradient_norms
+from lit_resnorm.diagnose.subject import Subject
 from lit_resnorm.diagnose.trends import FAR, trend
 from lit_resnorm.measures.losses import loss_of
 from lit_resnorm.measures.moments import flow_between_sites
@@ -66,7 +67,7 @@ def test_gradient_norms_are_those_of_autograd_at_each_site():
     loss = loss_of(net, net(x), (x, y))
     assert loss.distribution == "gaussian"
     sites = flow_between_sites(net, x).sites
-    found = gradient_norms(net, (x, y), sites, loss, forward=network_output)
+    found = gradient_norms(Subject(net, (x, y), loss, network_output), sites)
     hidden = net[1](net[0](x)).detach().requires_grad_()
     output = net[3](net[2](hidden))
     (grad,) = torch.autograd.grad((output - y).square().sum() / 2, hidden)
@@ -91,7 +92,7 @@ def test_gradients_pass_in_place_functions_and_frozen_layers(frozen):
     x, y = torch.randn(10, 8), torch.randint(3, (10,))
     loss = loss_of(net, net(x), (x, y))
     sites = flow_between_sites(net, x).sites
-    found = gradient_norms(net, (x, y), sites, loss, forward=network_output)
+    found = gradient_norms(Subject(net, (x, y), loss, network_output), sites)
     first = net.first(x).detach().relu().requires_grad_()
     added = first + x
     added.retain_grad()

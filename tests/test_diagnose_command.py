@@ -7,7 +7,7 @@ import pytest
 
 from lit_resnorm.cli import main
 from lit_resnorm.diagnose.printing import MOST_ROWS, thinned
-from lit_resnorm.diagnose.result import DepthRow
+from lit_resnorm.diagnose.report import DepthRow
 
 SMALL = ["--model", "LitResNetBN", "--model.depth", "5", "--model.width", "16"]
 PLAIN = ["--model", "LitVanillaNet", "--model.depth", "40", "--model.width", "64"]

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 from lit_resnorm.data import Gaussian
 from lit_resnorm.diagnose import diagnose
-from lit_resnorm.diagnose.configured import descent_of
-from lit_resnorm.diagnose.rate_judgement import rate_findings
-from lit_resnorm.diagnose.result import Curvature, StableRates, Trial
-from lit_resnorm.diagnose.trials import Trials
+from lit_resnorm.diagnose.descent import descent_of
+from lit_resnorm.diagnose.rate_trials import Trials
+from lit_resnorm.diagnose.report import Curvature, StableRates, Trial
+from lit_resnorm.diagnose.subject import Subject
+from lit_resnorm.diagnose.verdicts import rate_findings
 from lit_resnorm.measures.losses import loss_of
 from lit_resnorm.measures.passes.batches import network_output
 from lit_resnorm.modules import LitMLP, LitResNet, LitResNetBN
@@ -99,7 +100,9 @@ def test_trials_take_the_steps_of_torchs_sgd(options):
     )
     descent, _ = descent_of(net, optimizer=optimizer)
     assert descent.rate == 0.2
-    trials = Trials(net, (x, y), loss_of(net, net(x), (x, y)), descent, network_output)
+    trials = Trials(
+        Subject(net, (x, y), loss_of(net, net(x), (x, y)), network_output), descent
+    )
     found = trials.run([0.2, 0.1], 1.0, num_steps=10)
     losses = []
     for _ in range(11):
@@ -130,7 +133,7 @@ def test_a_net_that_cannot_be_vectorised_gives_the_same_trials():
         net = Branching(branching)
         loss = loss_of(net, net(x), (x, y))
         descent, _ = descent_of(net, rate=1.0)
-        trials = Trials(net, (x, y), loss, descent, network_output)
+        trials = Trials(Subject(net, (x, y), loss, network_output), descent)
         assert trials.rehearse().vectorisable is not branching
         ends.append([trial.last for trial in trials.run([0.1, 1.0], 1.0)])
     assert ends[0] == pytest.approx(ends[1], rel=1e-5)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from lit_resnorm.cli.model_and_data import ModelAndData
     from lit_resnorm.diagnose import Diagnosis
-    from lit_resnorm.diagnose.progress import Progress
+    from lit_resnorm.diagnose.subject import Progress
 
 _HELP = """\
 Say what goes wrong with a network before it is trained, or at a checkpoint: signal or

@@ -1,7 +1,7 @@
 """A network before training: what goes wrong with depth, and its learning rate."""
 
-from lit_resnorm.diagnose.network import diagnose
-from lit_resnorm.diagnose.result import (
+from lit_resnorm.diagnose.diagnosis import diagnose
+from lit_resnorm.diagnose.report import (
     Curvature,
     DepthRow,
     Diagnosis,

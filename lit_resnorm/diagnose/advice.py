@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_resnorm.diagnose.result import Suggestion
+from lit_resnorm.diagnose.report import Suggestion
 
 LABATIE = "Labatie (2019), arXiv 1811.03087"
 DE_SMITH = "De & Smith (2020), arXiv 2002.10444"

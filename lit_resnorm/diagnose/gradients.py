@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,28 +10,18 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from lit_resnorm.diagnose.subject import Subject
 from lit_resnorm.measures.functional_calls import with_weights
-from lit_resnorm.measures.losses import Loss
 from lit_resnorm.measures.moments.noise import in_float64
 from lit_resnorm.measures.observe import untouched
 from lit_resnorm.measures.passes.batches import mapped, num_rows, take_rows
 from lit_resnorm.measures.sites import Site, Visitor, first_tensor, visiting
 
-Forward = Callable[[nn.Module, Any], Any]
-
 ROWS = 32
 """Examples whose graph is held at a time."""
 
 
-def gradient_norms(
-    model: nn.Module,
-    batch: Any,
-    sites: Sequence[Site],
-    loss: Loss,
-    *,
-    forward: Forward,
-    norm_mode: str = "frozen",
-) -> dict[str, float]:
+def gradient_norms(subject: Subject, sites: Sequence[Site]) -> dict[str, float]:
     r"""Return the root mean square of the loss's gradient at the output of each site.
 
     .. math:: \sqrt{\tfrac{1}{BU} \sum_{b,u} (\partial l_b / \partial x_{bu})^2}
@@ -45,22 +35,18 @@ def gradient_norms(
     the depth (Arpit and Bengio (2019), arXiv 1901.03611 [R]).
 
     Args:
-        model: Any module.
-        batch: Examples, as `forward` takes them.
-        sites: Sites of this model.
-        loss: The loss.
-        forward: Runs the model on the examples.
-        norm_mode: What batch norm does.
+        subject: The network, its batch and its loss.
+        sites: Sites of this network.
 
     Returns:
         By site; 0 where no gradient arrives.
     """
-    passes = _Passes(model, sites, loss, forward, norm_mode)
-    found = passes.measure(batch)
+    passes = _Passes(subject, sites)
+    found = passes.measure(subject.batch)
     values = found.values()
     if any(value == 0 or not torch.isfinite(torch.tensor(value)) for value in values):
-        with in_float64(model):
-            found = passes.measure(widened(batch))
+        with in_float64(subject.module):
+            found = passes.measure(widened(subject.batch))
     return found
 
 
@@ -75,16 +61,9 @@ def widened(batch: Any) -> Any:
 
 
 class _Passes:
-    def __init__(
-        self,
-        model: nn.Module,
-        sites: Sequence[Site],
-        loss: Loss,
-        forward: Forward,
-        norm_mode: str,
-    ) -> None:
-        self.model, self.sites, self.loss = model, sites, loss
-        self.forward, self.norm_mode = forward, norm_mode
+    def __init__(self, subject: Subject, sites: Sequence[Site]) -> None:
+        self.model, self.sites, self.loss = subject.module, sites, subject.loss
+        self.forward, self.norm_mode = subject.forward, subject.norm_mode
 
     def measure(self, batch: Any) -> dict[str, float]:
         total = num_rows(batch)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lit_resnorm.diagnose.result import (
+from lit_resnorm.diagnose.report import (
     Curvature,
     DepthRow,
     Diagnosis,

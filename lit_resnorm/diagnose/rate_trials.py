@@ -1,129 +1,228 @@
-"""The bound of the rate, and trying the configured rate and others around it."""
+"""Full-batch steps at several rates: where does training become unstable?
+
+Dimensions: K members, one a rate; B examples.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor
 
-from lit_resnorm.diagnose.configured import Descent
-from lit_resnorm.diagnose.measuring import curvature_of
-from lit_resnorm.diagnose.progress import Progress
-from lit_resnorm.diagnose.result import Curvature, Finding, StableRates, Trial
-from lit_resnorm.diagnose.trials import Trials, stable_rates
-from lit_resnorm.measures.losses import Loss
-from lit_resnorm.measures.rehearsal import Rehearsal
+from lit_resnorm.diagnose.descent import Descent
+from lit_resnorm.diagnose.report import StableRates, Trial
+from lit_resnorm.diagnose.subject import Progress, Subject, silent
+from lit_resnorm.measures.copies import Bound, Losses
+from lit_resnorm.measures.observe import untouched
+from lit_resnorm.measures.rehearsal import Rehearsal, rehearse
+
+NUM_STEPS = 60
+"""As in Figure 8 of Furusho & Ikeda."""
+
+_LAST = 5
+"""Steps over which the last loss is averaged: it may oscillate."""
+
+_GRID = range(-2, 11)
+"""Powers of sqrt 2 around the bound: from half of it to 32 times."""
+
+_BEYOND = range(11, 21)
+"""Where all of these are stable: up to 1024 times."""
+
+_TOO_LARGE = 1000.0
+"""Times the first loss, or 1, at which a copy has diverged, as in that figure."""
+
+_MEMORY = 2**30
 
 
-@dataclass(frozen=True)
-class Tried:
-    """What trials at some rates showed.
+class Trials:
+    """Trains copies of a network on one batch, each at a rate of its own.
 
-    Attributes:
-        trial: Of the configured rate; None where it wasn't tried.
-        stable: Of rates around the bound; None where not asked for.
-        notes: Why rates couldn't be tried.
+    Copies train in mode train, batch norm on the statistics of the batch, by SGD with
+    momentum, dampening, Nesterov and decay as configured; the network itself is
+    untouched. Copies run in one vectorised pass where that gives the same losses.
+
+    Args:
+        subject: The network, its batch and its loss.
+        descent: Momentum and the like; an adaptive optimizer's trials are plain
+            gradient descent.
     """
 
-    trial: Trial | None = None
-    stable: StableRates | None = None
-    notes: tuple[Finding, ...] = ()
+    def __init__(self, subject: Subject, descent: Descent) -> None:
+        self.module, self.batch, self.descent = subject.module, subject.batch, descent
+        loss, forward = subject.loss, subject.forward
+        self.losses: Losses = lambda model, rows: loss.of(
+            model, forward(model, rows), rows
+        )
+        self.bound = Bound(self.module, self.losses)
+
+    def rehearse(self) -> Rehearsal:
+        """Return what one pass of the network in mode train shows.
+
+        Raises:
+            ValueError: If there isn't one loss for each example.
+        """
+        with untouched(self.module, norm_mode="eval"):
+            self.module.train()
+            return rehearse(self.module, self.losses, self.batch)
+
+    def run(
+        self,
+        rates: Sequence[float],
+        bound: float,
+        *,
+        num_steps: int = NUM_STEPS,
+        rehearsal: Rehearsal | None = None,
+        stage: str = "rates",
+        progress: Progress = silent,
+    ) -> list[Trial]:
+        """Return a trial for each rate.
+
+        Args:
+            rates: Learning rates.
+            bound: What `in_bounds` counts in.
+            num_steps: Steps of each.
+            rehearsal: Of an earlier call.
+            stage: What progress is told.
+            progress: Told how many steps are done, of how many.
+        """
+        shown = self.rehearse() if rehearsal is None else rehearsal
+        together = max(1, _MEMORY // max(1, shown.num_bytes))
+        size = min(len(rates), together) if shown.vectorisable else 1
+        parts = [rates[at : at + size] for at in range(0, len(rates), size)]
+        trials: list[Trial] = []
+        for place, part in enumerate(parts):
+
+            def tell(step: int, place: int = place) -> None:
+                progress(stage, place * num_steps + step, len(parts) * num_steps)
+
+            with untouched(self.module, norm_mode="eval"):
+                self.module.train()
+                losses_SK = self._losses(part, num_steps, tell)
+            trials += [
+                _trial(rate, rate / bound, losses_S)
+                for rate, losses_S in zip(part, losses_SK.T.tolist(), strict=True)
+            ]
+        return trials
+
+    def _losses(
+        self, rates: Sequence[float], num_steps: int, tell: Callable[[int], None]
+    ) -> Tensor:
+        """Return the losses before each step and after the last, shape `(S + 1, K)`."""
+        num = len(rates)
+        trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        device = next(iter(trained.values())).device
+        rates_K = torch.tensor(rates, device=device)
+        weights = {n: _stack(p, num).requires_grad_() for n, p in trained.items()}
+        others = {
+            name: _stack(value, num)
+            for name, value in [
+                *self.module.named_buffers(),
+                *self.module.named_parameters(),
+            ]
+            if name not in trained
+        }
+        momenta: dict[str, Tensor] = {}
+        going_K = torch.ones(num, dtype=torch.bool, device=device)
+        rows = []
+        for step in range(num_steps + 1):
+            losses_K = self._mean_losses(weights, others, num)
+            rows.append(losses_K.detach())
+            tell(step)
+            going_K &= losses_K <= _TOO_LARGE * rows[0].clamp_min(1.0)
+            if step == num_steps or not bool(going_K.any()):
+                break
+            grads = torch.autograd.grad(
+                losses_K.sum(), [*weights.values()], allow_unused=True
+            )
+            with torch.no_grad():
+                for (name, stack), grad in zip(weights.items(), grads, strict=True):
+                    if grad is not None:
+                        self._update(name, trained[name], stack, grad, momenta, rates_K)
+        return torch.stack(rows)
+
+    def _mean_losses(
+        self, weights: dict[str, Tensor], others: dict[str, Tensor], num: int
+    ) -> Tensor:
+        if num == 1:
+            only = {n: w[0] for n, w in [*weights.items(), *others.items()]}
+            return self.bound.with_weights(only, self.batch).mean().reshape(1)
+        each = self.bound.for_each(weights | others, self.batch)
+        return each.reshape(num, -1).mean(1)
+
+    def _update(
+        self,
+        name: str,
+        parameter: Tensor,
+        stack: Tensor,
+        grad: Tensor,
+        momenta: dict[str, Tensor],
+        rates_K: Tensor,
+    ) -> None:
+        """Take the step that `torch.optim.SGD` takes, at each member's rate."""
+        own = self.descent.settings.get(parameter)
+        if own is None and self.descent.settings:
+            return  # in no group: it isn't trained
+        own = {**self.descent.group, "scale": 1.0} if own is None else own
+        plain = not self.descent.binding
+        momentum = 0.0 if plain else own["momentum"]
+        if not plain and own["weight_decay"]:
+            grad = grad + own["weight_decay"] * stack
+        direction = grad
+        if momentum:
+            kept = momenta.get(name)
+            new = (
+                grad.clone()
+                if kept is None
+                else momentum * kept + (1 - own["dampening"]) * grad
+            )
+            momenta[name] = new
+            direction = grad + momentum * new if own["nesterov"] else new
+        rates = (rates_K * own["scale"]).to(stack.dtype)
+        stack -= rates.view(-1, *[1] * (stack.ndim - 1)) * direction
 
 
-def curvature_and_rates(
-    module: nn.Module,
-    batch: Any,
-    loss: Loss,
-    descent: Descent,
+def stable_rates(
+    trials: Trials,
+    bound: float,
+    norm_mode: str,
     *,
-    forward: Callable[[nn.Module, Any], Any],
-    check_rate: bool,
-    told: Progress,
-) -> tuple[Curvature | None, Tried, list[Finding]]:
-    """Return the curvature, what trials at rates showed, and why there is neither."""
-    curvature, notes = curvature_of(
-        module, batch, loss, descent, forward=forward, told=told
-    )
-    if curvature is None:
-        return None, Tried(), notes
-    tried = tried_rates(
-        module,
-        batch,
-        loss,
-        descent,
-        curvature,
-        forward=forward,
-        check_rate=check_rate,
-        told=told,
-    )
-    return curvature, tried, [*notes, *tried.notes]
+    progress: Progress = silent,
+) -> StableRates:
+    """Return which rates on a grid of factors sqrt 2 around the bound are stable.
 
+    From half the bound to 32 times, and to 1024 times where all of these are stable.
 
-def tried_rates(
-    module: nn.Module,
-    batch: Any,
-    loss: Loss,
-    descent: Descent,
-    curvature: Curvature,
-    *,
-    forward: Callable[[nn.Module, Any], Any],
-    check_rate: bool,
-    told: Progress,
-) -> Tried:
-    """Return what steps at the configured rate show, where it passes its bound.
-
-    With `check_rate` at the configured rate in any case, and at rates around the bound.
+    Args:
+        trials: The network and its batch.
+        bound: The rate bound.
+        norm_mode: How its curvature was measured.
+        progress: Told how many steps are done, of how many.
     """
-    passes = curvature.binding and (curvature.ratio or 0) > 1
-    if not (passes or check_rate):
-        return Tried()
-    if not curvature.lambda_max > 0:
-        return Tried(notes=(_untried("there is no bound to begin from"),))
-    if loss.function is None:
-        return Tried(notes=(_untried(f"there is no loss ({loss.words})"),))
-    trials = Trials(module, batch, loss, descent, forward)
-    try:
-        rehearsal = trials.rehearse()
-    except (ValueError, RuntimeError) as error:
-        return Tried(notes=(_untried(" ".join(str(error).split())),))
-    trial = stable = None
-    if curvature.binding and curvature.rate is not None:
-        (trial,) = trials.run(
-            [curvature.rate],
-            curvature.bound,
-            rehearsal=rehearsal,
-            stage="steps at the rate",
-            progress=told,
-        )
-    if check_rate:
-        mode, bound = _train_bound(
-            module, batch, loss, descent, curvature, rehearsal, forward
-        )
-        stable = stable_rates(trials, bound, mode, progress=told)
-    return Tried(trial, stable)
+    shown = trials.rehearse()
+    done: list[Trial] = []
+    for grid in (_GRID, _BEYOND):
+        rates = [bound * 2 ** (power / 2) for power in grid]
+        done += trials.run(rates, bound, rehearsal=shown, progress=progress)
+        if not all(trial.stable for trial in done):
+            break
+    descent = trials.descent
+    words = descent.words if descent.binding else "gradient descent"
+    return StableRates(words, norm_mode, bound, NUM_STEPS, tuple(done))
 
 
-def _train_bound(
-    module: nn.Module,
-    batch: Any,
-    loss: Loss,
-    descent: Descent,
-    curvature: Curvature,
-    rehearsal: Rehearsal,
-    forward: Callable[[nn.Module, Any], Any],
-) -> tuple[str, float]:
-    """Return the bound of the curvature that steps on a batch meet, and its mode."""
-    if not rehearsal.coupled:
-        return "frozen", descent.bound(curvature.lambda_max)
-    found, _ = curvature_of(
-        module, batch, loss, descent, forward=forward, norm_mode="train"
-    )
-    if found is None or not found.lambda_max > 0:
-        return "frozen", descent.bound(curvature.lambda_max)
-    return "train", found.bound
+def _trial(rate: float, in_bounds: float, losses: list[float]) -> Trial:
+    first, tail = losses[0], losses[-_LAST:]
+    # a net that exploded may come back dead, at the loss of a constant output
+    far = not max(losses) <= _TOO_LARGE * max(first, 1.0)
+    finite = all(math.isfinite(loss) for loss in losses)
+    if far or not finite:
+        worst = math.nan if any(math.isnan(loss) for loss in losses) else max(losses)
+        return Trial(rate, in_bounds, first, worst, stable=False)
+    last = sum(tail) / len(tail)
+    return Trial(rate, in_bounds, first, last, stable=last <= first)
 
 
-def _untried(reason: str) -> Finding:
-    return Finding("rate_not_tried", "note", f"no rate was tried: {reason}")
+def _stack(value: Tensor, num: int) -> Tensor:
+    return value.detach().unsqueeze(0).repeat(num, *[1] * value.ndim)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lit_resnorm.diagnose.result import DepthRow
+from lit_resnorm.diagnose.report import DepthRow
 from lit_resnorm.measures.moments.pathology import GOOD, MIN_LAYERS, line_fit
 
 FAR = -0.5 * math.log(2.0**-23)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,14 +10,16 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_resnorm.diagnose.configured import Descent, descent_of
-from lit_resnorm.diagnose.judged import Judged
-from lit_resnorm.diagnose.judgement import depth_findings
-from lit_resnorm.diagnose.measuring import depth_rows, profile_of_network
-from lit_resnorm.diagnose.progress import Progress, silent
-from lit_resnorm.diagnose.rate_judgement import rate_findings
-from lit_resnorm.diagnose.rate_trials import Tried, curvature_and_rates
-from lit_resnorm.diagnose.result import Diagnosis, Finding, Status
+from lit_resnorm.diagnose.curvature import Tried, curvature_and_rates
+from lit_resnorm.diagnose.descent import Descent, descent_of
+from lit_resnorm.diagnose.report import Diagnosis, Finding, Status
+from lit_resnorm.diagnose.rows import depth_rows, profile_of_network
+from lit_resnorm.diagnose.subject import Forward, Progress, Subject, silent
+from lit_resnorm.diagnose.verdicts import (
+    DepthMeasurement,
+    depth_findings,
+    rate_findings,
+)
 from lit_resnorm.measures.losses import Loss, LossFn, loss_of
 from lit_resnorm.measures.moments import pathology
 from lit_resnorm.measures.observe import num_rows, take_rows, untouched
@@ -25,7 +27,6 @@ from lit_resnorm.measures.passes.batch_dim import ExamplesFirst
 from lit_resnorm.measures.passes.batches import mapped, network_output
 from lit_resnorm_callbacks.probe_batch import first_examples
 
-Forward = Callable[[nn.Module, Any], Any]
 _ORDER = {"pathology": 0, "warning": 1, "note": 2}
 
 
@@ -100,40 +101,27 @@ def diagnose(
         loss_scale=loss_scale,
     )
     notes = _notes(loss, descent, no_rate)
-    judged = _judged(
-        module,
-        batch,
-        loss,
-        forward=forward,
-        norm_mode=norm_mode,
-        seed=seed,
-        told=progress,
-    )
-    findings = _broken_weights(module) or depth_findings(judged)
+    subject = Subject(module, batch, loss, forward, norm_mode, progress)
+    measured = _measured(subject, seed)
+    findings = _broken_weights(module) or depth_findings(measured)
     curvature, tried = None, Tried()
     if not any(finding.name == "not_finite" for finding in findings):
-        curvature, tried, told = curvature_and_rates(
-            module,
-            batch,
-            loss,
-            descent,
-            forward=forward,
-            check_rate=check_rate,
-            told=progress,
+        curvature, tried, why_not = curvature_and_rates(
+            subject, descent, check_rate=check_rate
         )
-        notes += told
+        notes += why_not
     if curvature is not None:
         findings += rate_findings(curvature, tried.trial, tried.stable)
     findings = sorted(findings + notes, key=lambda found: _ORDER[found.severity])
     likelihood = loss.likelihood
     return Diagnosis(
         network=type(module).__name__,
-        status=_status(findings, judged),
+        status=_status(findings, measured),
         findings=tuple(findings),
-        rows=tuple(judged.rows),
+        rows=tuple(measured.rows),
         curvature=curvature,
         stable_rates=tried.stable,
-        trends=_trends(judged),
+        trends=_trends(measured),
         settings={
             "num_examples": num_rows(batch),
             "norm_mode": norm_mode,
@@ -145,34 +133,13 @@ def diagnose(
     )
 
 
-def _judged(
-    module: nn.Module,
-    batch: Any,
-    loss: Loss,
-    *,
-    forward: Forward,
-    norm_mode: str,
-    seed: int,
-    told: Progress,
-) -> Judged:
+def _measured(subject: Subject, seed: int) -> DepthMeasurement:
     """Return what the verdicts on depth rest on."""
-    flow, profile = profile_of_network(
-        module, batch, forward=forward, norm_mode=norm_mode, seed=seed, told=told
-    )
-    rows = depth_rows(
-        module,
-        batch,
-        flow,
-        profile,
-        loss,
-        forward=forward,
-        norm_mode=norm_mode,
-        told=told,
-    )
-    return Judged(
-        rows=rows,
+    flow, profile = profile_of_network(subject, seed)
+    return DepthMeasurement(
+        rows=depth_rows(subject, flow, profile),
         verdict=pathology(profile),
-        num_examples=num_rows(batch),
+        num_examples=num_rows(subject.batch),
         normalised=any(site.kind == "norm" for site in flow.sites),
         without_rule=profile.without_rule,
     )
@@ -234,14 +201,14 @@ def _broken_weights(module: nn.Module) -> list[Finding]:
     return [Finding("not_finite", "pathology", words, {"weights": broken})]
 
 
-def _status(findings: list[Finding], judged: Judged) -> Status:
+def _status(findings: list[Finding], measured: DepthMeasurement) -> Status:
     if any(finding.severity == "pathology" for finding in findings):
         return "pathological"
-    return "undetermined" if judged.undetermined else "healthy"
+    return "undetermined" if measured.undetermined else "healthy"
 
 
-def _trends(judged: Judged) -> dict[str, float]:
-    verdict, forward, backward = judged.verdict, judged.forward, judged.backward
+def _trends(measured: DepthMeasurement) -> dict[str, float]:
+    verdict, forward, backward = measured.verdict, measured.forward, measured.backward
     return {
         "layers": verdict.num_layers,
         "effective_rank": verdict.effective_rank,
