@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_resnorm.compare.telling import DEFAULT_BY
+from lit_resnorm.compare.grouping import DEFAULT_BY
 from lit_resnorm.errors import UsageError
 from lit_resnorm.quantities import Declared, name_pattern
 

@@ -1,0 +1,79 @@
+"""What the packages export, and that it is imported only when it is used."""
+
+import subprocess
+import sys
+from importlib import import_module, util
+
+import pytest
+
+EXPORTED = {
+    "lit_resnorm": [
+        "FisherSpectrum",
+        "Population",
+        "RunHistory",
+        "WandbHistory",
+        "activation_rates",
+        "empirical_fisher_spectrum",
+        "fisher_spectrum",
+        "read_offline_wandb",
+        "read_run",
+        "signal_and_noise",
+    ],
+    "lit_resnorm.measures": [
+        "FisherSpectrum",
+        "activation_rates",
+        "empirical_fisher_spectrum",
+        "fisher_spectrum",
+        "hutchinson_trace",
+        "pathology",
+        "propagate",
+        "select",
+        "separations",
+        "signal_and_noise",
+        "top_eigenpairs",
+    ],
+    "lit_resnorm.runs": [
+        "Run",
+        "RunHistory",
+        "WandbHistory",
+        "read_offline_wandb",
+        "read_run",
+    ],
+    "lit_resnorm.population": ["Population"],
+    "lit_resnorm.data": [
+        "CIFAR10",
+        "CIFAR100",
+        "MNIST",
+        "DataModule",
+        "Digits",
+        "FashionMNIST",
+        "Gaussian",
+        "ImageNet",
+        "StepSeed",
+    ],
+}
+
+
+@pytest.mark.parametrize("package", EXPORTED)
+def test_a_package_exports_these_names_and_no_others(package):
+    module = import_module(package)
+    assert sorted(module.__all__) == sorted(EXPORTED[package])
+    for name in EXPORTED[package]:
+        assert getattr(module, name).__name__ == name
+        # else the module would stand in its place once it is imported
+        assert util.find_spec(f"{package}.{name}") is None
+
+
+@pytest.mark.parametrize(
+    "package", ["lit_resnorm", "lit_resnorm.measures", "lit_resnorm.runs"]
+)
+def test_what_is_exported_is_imported_when_it_is_used(package):
+    code = (
+        f"import sys, {package}; assert not {{'torch', 'lightning'}} & {{*sys.modules}}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_name_that_a_package_lacks_is_refused_as_of_any_module():
+    with pytest.raises(AttributeError, match="has no attribute 'fisher_spectra'"):
+        import_module("lit_resnorm.measures").fisher_spectra  # noqa: B018
