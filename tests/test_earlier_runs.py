@@ -8,6 +8,7 @@ something that configs name moves, its former path belongs into
 """
 
 import json
+import pydoc
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 
 from lit_resnorm.cli import main
 from lit_resnorm.modules import LitResNetBN
-from lit_resnorm.runs.files import read_run
+from lit_resnorm.runs.files import FORMER_PATHS, read_run, with_present_paths
 from lit_resnorm.runs.json_lines import read_rows
 
 DATA = Path(__file__).with_name("data")
@@ -47,6 +48,14 @@ def test_an_earlier_run_is_compared(tmp_path):
     assert document["skipped"] == []
     assert [run["status"] for run in document["runs"]] == ["finished"]
     assert "fim/lambda_max" in document["series"]
+
+
+@pytest.mark.parametrize("former", FORMER_PATHS)
+def test_what_earlier_configs_name_is_found(former):
+    present = with_present_paths({"callbacks": [{"class_path": former}]})
+    path = present["callbacks"][0]["class_path"]
+    assert path != former
+    assert path.rpartition(".")[2] == pydoc.locate(path).__name__
 
 
 def test_an_earlier_checkpoint_gives_the_module_back():

@@ -72,3 +72,14 @@ def test_imports_do_without_wandb(module):
     block = "import sys; sys.modules['wandb'] = None; "
     command = [sys.executable, "-c", f"{block}import {module}"]
     subprocess.run(command, check=True, cwd=ROOT)
+
+
+def test_the_contributors_table_has_every_folder_and_loose_module():
+    said = (ROOT / "CONTRIBUTING.md").read_text()
+    own = ROOT / "lit_resnorm"
+    folders = {path.parent for path in own.glob("*/__init__.py")}
+    loose = {path for path in own.glob("*.py") if path.name != "__init__.py"}
+    for path in folders | loose:
+        place = path.relative_to(ROOT).as_posix() + ("/" if path.is_dir() else "")
+        assert f"`{place}`" in said
+    assert {path.stem for path in loose} <= {"errors", "figures", "quantities"}

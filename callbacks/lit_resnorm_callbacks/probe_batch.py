@@ -16,15 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lit_resnorm.measures.observe import untouched
 from lit_resnorm.measures.passes.batch_dim import as_given, examples_first
-from lit_resnorm.measures.passes.batches import (
-    joined,
-    num_rows,
-    take_rows,
-)
-
-# configurations of earlier runs name these two here
-from lit_resnorm.measures.passes.batches import network_output as network_output
-from lit_resnorm.measures.passes.batches import targets_of as targets_of
+from lit_resnorm.measures.passes.batches import joined, num_rows, take_rows
 
 
 def fixed_batch(

@@ -38,6 +38,12 @@ SITE = re.compile(r"(?P<quantity>.+?)/(?P<site>\d{3,}\..+)")
 FORMER_PATHS = {
     "lit_resnorm.sampling.StepSeed": "lit_resnorm.data.StepSeed",
     "lit_resnorm.wandb_history.WandbHistory": "lit_resnorm.runs.WandbHistory",
+    **{
+        f"lit_resnorm_callbacks.probe_batch.{name}": (
+            f"lit_resnorm.measures.passes.batches.{name}"
+        )
+        for name in ("network_output", "targets_of")
+    },
 }
 """What configs of earlier versions name, and where it is now."""
 RESUMED = "resumed_from_step"
