@@ -13,6 +13,7 @@ import torchvision
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from small import FunctionalNet, loaders, quiet_trainer, vectors
+from stateful import Stateful
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -146,6 +147,66 @@ def test_training_of_a_variant_with_shared_layers_is_bit_identical(probe, varian
     trainer, module = trained([probe(cadence=2, num_examples=24)])
     assert f"{probe().name}/failed" not in values(trainer, probe().name)
     assert_same_state(training_state(trainer, module), training_state(*trained([])))
+
+
+def stateful_run(probes, *, devices=1, **options):
+    """Train a module with every kind of state; return its end, and what was logged."""
+    L.seed_everything(7, verbose=False)
+    Stateful.passes_of_class = 0
+    Stateful.shapes_of_class.clear()
+    recorder, module = Recorder(), Stateful(**options)
+    shared = torch.Generator().manual_seed(3)
+    train = DataLoader(vectors(), 8, shuffle=True, generator=shared)
+    strategy = "ddp_fork" if devices > 1 else "auto"
+    trainer = quiet_trainer(
+        max_steps=10,
+        callbacks=probes,
+        logger=recorder,
+        devices=devices,
+        strategy=strategy,
+    )
+    trainer.fit(module, train, DataLoader(vectors(40, seed=1), 8, generator=shared))
+    if devices > 1:
+        return module.state_dict(), trainer
+
+    def of_the_run(row):
+        return {k: v for k, v in row.items() if k.split("/")[0] not in names}
+
+    names = ["epoch", *(p.name for p in probes)]  # a probe's rows have the epoch too
+    rows = [(step, of_the_run(row)) for step, row in recorder.rows]
+    state = {
+        **training_state(trainer, module),
+        "state": module.state(),
+        "rows": [(step, row) for step, row in rows if row],
+        "logged": of_the_run(trainer.callback_metrics),
+    }
+    return state, trainer
+
+
+@pytest.mark.parametrize("probe", OF_TIED.values(), ids=OF_TIED)
+def test_training_of_a_model_with_every_kind_of_state_is_bit_identical(probe):
+    # Twins say once that they can't follow weights that something else moves.
+    moves = probe is not StabilityProbe
+    probes = [probe(cadence=3, num_examples=24)]
+    probed, trainer = stateful_run(probes, moves_weights=moves)
+    assert f"{probe().name}/failed" not in values(trainer, probe().name)
+    assert_same_state(probed, stateful_run([], moves_weights=moves)[0])
+
+
+@every_probe_by_site
+def test_training_of_a_model_whose_state_feeds_its_output_is_bit_identical(probe):
+    probed, trainer = stateful_run([probe(cadence=3, num_examples=24)], feeds=True)
+    assert f"{probe().name}/failed" not in values(trainer, probe().name)
+    assert_same_state(probed, stateful_run([], feeds=True)[0])
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("probe", OF_TIED.values(), ids=OF_TIED)
+def test_training_of_a_stateful_model_on_two_ranks_is_bit_identical(probe):
+    probes = [probe(cadence=3, num_examples=5)]
+    options = {"devices": 2, "moves_weights": probe is not StabilityProbe}
+    probed, bare = stateful_run(probes, **options)[0], stateful_run([], **options)[0]
+    assert_same_state(probed, bare)
 
 
 @every_probe

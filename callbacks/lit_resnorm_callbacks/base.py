@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lit_resnorm.measures.lazy_layers import lazy_tensors
 from lit_resnorm.measures.observe import (
     NormMode,
     Reduce,
@@ -233,9 +234,15 @@ class Probe(Callback, ABC):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fetch the probe batch, find the sites, and measure if that is asked for."""
-        self._prepare(trainer, pl_module)
         self._source = None
         self._steps_before = step = steps_taken(trainer)
+        if lazy := lazy_tensors(pl_module):
+            rank_zero_info(
+                f"{self.name}: {', '.join(lazy)} get their first values in the first"
+                " batch; nothing is measured before"
+            )
+            return
+        self._prepare(trainer, pl_module)
         start = self.cadence.at_start or is_dry_run(trainer)
         if step == 0 and start:
             self.run(trainer, pl_module, step)
@@ -249,6 +256,8 @@ class Probe(Callback, ABC):
         batch_idx: int,
     ) -> None:
         """Measure if this batch ended a step that the cadence names."""
+        if self._batch is None:
+            self._prepare(trainer, pl_module)
         step = steps_taken(trainer, in_batch=True)
         fresh = step != self._last_step and not is_dry_run(trainer)
         if fresh and self.cadence.due(step, self._steps_before):

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset
 
+from lit_resnorm.measures.kept_state import data_kept
 from lit_resnorm.measures.observe import untouched
 from lit_resnorm.measures.passes.batch_dim import as_given, examples_first
 from lit_resnorm.measures.passes.batches import joined, num_rows, take_rows
@@ -51,7 +52,8 @@ def fixed_batch(
         ValueError: If there is no loader to read from, it holds no example, or a batch
             doesn't tell how many; begins with `name`.
     """
-    with untouched(module), torch.no_grad():
+    data = getattr(trainer, "datamodule", None)
+    with untouched(module), data_kept(data), torch.no_grad():
         if batch is None:
             source = dataloader if dataloader is not None else _loader(trainer, name)
             batch = first_examples(source, num_examples, name, batch_dim)
@@ -133,7 +135,9 @@ def first_examples(
 ) -> Any:
     """Return a loader's first batches, joined, that hold so many examples or all.
 
-    The global random states are set, so that a shuffling loader gives the same.
+    The global random states are set, and those of generators that the loader, its
+    samplers or its dataset hold, so that a shuffling loader gives the same; the latter
+    are put back, as is what else they hold.
 
     Args:
         loader: Yields batches.
@@ -149,12 +153,13 @@ def first_examples(
     np.random.seed(0)  # noqa: NPY002
     random.seed(0)
     batches, num = [], 0
-    for batch in _in_process(loader):
-        rows, size = _counted(batch, batch_dim, name)
-        batches.append(rows)
-        num += size
-        if num >= num_examples:
-            break
+    with data_kept(loader):
+        for batch in _in_process(loader):
+            rows, size = _counted(batch, batch_dim, name)
+            batches.append(rows)
+            num += size
+            if num >= num_examples:
+                break
     if not num:
         raise ValueError(f"{name}: the loader of the probe batch holds no example")
     try:

@@ -24,11 +24,10 @@ from lit_resnorm.measures.copies import Losses
 from lit_resnorm.measures.losses import check_mean
 from lit_resnorm.measures.observe import Reduce
 from lit_resnorm.measures.passes.batches import joined
-from lit_resnorm.measures.preserved import random_state
+from lit_resnorm.measures.preserved import RandomStates, random_state
 from lit_resnorm.measures.twins import Share, Twins
 from lit_resnorm_callbacks.gradient_check import GradientCheck
 from lit_resnorm_callbacks.left_out import Hits
-from lit_resnorm_callbacks.random_states import RandomStates
 
 
 class TwinTraining:

@@ -20,6 +20,7 @@ from lit_resnorm.diagnose.verdicts import (
     depth_findings,
     rate_findings,
 )
+from lit_resnorm.measures.lazy_layers import initialise
 from lit_resnorm.measures.losses import Loss, LossFn, loss_of
 from lit_resnorm.measures.moments import pathology
 from lit_resnorm.measures.observe import num_rows, take_rows, untouched
@@ -90,6 +91,7 @@ def diagnose(
     if batch_dim:
         forward = ExamplesFirst(forward, batch_dim)
         forward.look(module, batch)
+    initialise(module, lambda: forward(module, take_rows(batch, slice(2))))
     descent, no_rate = descent_of(module, rate=rate, optimizer=optimizer)
     outputs = _outputs(module, take_rows(batch, slice(2)), forward, norm_mode)
     loss = loss_of(

@@ -17,6 +17,8 @@ from torch.optim import Optimizer
 
 from lit_resnorm.measures.attributes import Attributes
 from lit_resnorm.measures.functional_calls import with_weights
+from lit_resnorm.measures.kept_state import state_kept
+from lit_resnorm.measures.lazy_layers import check_initialised
 from lit_resnorm.measures.observe import take_rows
 
 Losses = Callable[[nn.Module, Any], Tensor]
@@ -36,7 +38,15 @@ class Bound:
     function: Callable[[nn.Module, Any], Any]
 
     def with_weights(self, weights: Mapping[str, Tensor], batch: Any) -> Any:
-        """Return the function at other weights and buffers, by the model's names."""
+        """Return the function at other weights and buffers, by the model's names.
+
+        The model's own state is put back; buffers that are updated in place are
+        updated in `weights`.
+        """
+        with state_kept(self.model):
+            return self._at(weights, batch)
+
+    def _at(self, weights: Mapping[str, Tensor], batch: Any) -> Any:
         with with_weights(self.model, weights):
             return self.function(self.model, batch)
 
@@ -64,11 +74,12 @@ class Bound:
 
         def one(weights: dict[str, Tensor], rows_R: Tensor | None) -> Any:
             own = batch if rows_R is None else take_rows(batch, rows_R)
-            return self.with_weights(weights, own)
+            return self._at(weights, own)
 
         rows_dim = None if rows_KR is None else 0
         each = torch.func.vmap(one, in_dims=(0, rows_dim), randomness=randomness)
-        return each(dict(weights), rows_KR)
+        with state_kept(self.model):
+            return each(dict(weights), rows_KR)
 
 
 def with_buffers(losses: Losses) -> Callable[[nn.Module, Any], Any]:
@@ -175,8 +186,9 @@ def trained_parameters(model: nn.Module, optimizer: Optimizer) -> list[str]:
 
     Raises:
         ValueError: If there are none, or the optimizer trains one that isn't the
-            model's.
+            model's, or lazy layers have no weights yet.
     """
+    check_initialised(model)
     named = {parameter: name for name, parameter in model.named_parameters()}
     trained = [p for g in optimizer.param_groups for p in g["params"]]
     if strangers := [p for p in trained if p not in named]:

@@ -103,7 +103,7 @@ def influence_copies(
             grads = torch.autograd.grad(loss, leaves, allow_unused=True)
             step_P = conjugate_gradients(
                 lambda v_P: product(v_P) + (decay + damping) * v_P,
-                _flat(grads, leaves) + decay * _flat(leaves, leaves),
+                _mean(_flat(grads, leaves) + decay * _flat(leaves, leaves), reduce),
                 tol=tol,
                 max_products=max_products,
             )
@@ -183,6 +183,16 @@ def conjugate_gradients(
         square, last = r_P @ r_P, square
         direction_P = r_P + (square / last) * direction_P
     return x_P
+
+
+def _mean(vector_P: Tensor, reduce: Reduce) -> Tensor:
+    """Return the mean over ranks, so that all of them iterate equally often.
+
+    Ranks hold the same weights, but for rows of an embedding with `max_norm`.
+    """
+    if reduce is identity:
+        return vector_P
+    return reduce(vector_P) / reduce(vector_P.new_ones(1))
 
 
 def _flat(tensors: Iterable[Tensor | None], like: list[Tensor]) -> Tensor:

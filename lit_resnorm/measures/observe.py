@@ -21,6 +21,8 @@ from lit_resnorm.measures.batch_norms import (
     batch_statistics,
 )
 from lit_resnorm.measures.checkpointing import uncheckpointed
+from lit_resnorm.measures.kept_state import state_kept
+from lit_resnorm.measures.lazy_layers import check_initialised
 from lit_resnorm.measures.passes.batches import num_rows as num_rows
 from lit_resnorm.measures.passes.batches import occupied as occupied
 from lit_resnorm.measures.passes.batches import take_rows as take_rows
@@ -81,8 +83,15 @@ class Passes(TorchFunctionMode):
             instead, differentiated through.
     """
 
-    def __init__(self, norm_mode: NormMode, reduce: Reduce = identity) -> None:
+    def __init__(
+        self,
+        norm_mode: NormMode,
+        reduce: Reduce = identity,
+        model: nn.Module | None = None,
+    ) -> None:
         super().__init__()
+        # Whose state each pass begins with anew; None: passes leave no trace.
+        self._model = model
         self.norm_mode = norm_mode
         self.reduce = reduce
         self.live = False
@@ -130,10 +139,24 @@ class Passes(TorchFunctionMode):
         self._scouting = scout
         self._application = 0
         with self:
-            output = forward()
+            output = self._pass(forward)
         self._calibrated = not scout
         if scout:
             self._scouted = [taken.shape for taken in self._applications]
+        return output
+
+    def _pass(self, forward: Callable[[], T]) -> T:
+        """Return `forward()`, which begins with the state that all passes begin with.
+
+        A model whose first pass leaves no trace is taken to leave none.
+        """
+        if self._model is None:
+            return forward()
+        check_initialised(self._model)
+        with state_kept(self._model) as state:
+            output = forward()
+        if not state.changed:
+            self._model = None
         return output
 
     def __torch_function__(
@@ -201,9 +224,12 @@ def untouched(
 
     Inside, the model is in eval mode (no dropout), autocast, `torch.compile` and
     activation checkpointing are off, gradients can be taken even under
-    `torch.inference_mode`, and batch norm is what `norm_mode` says. Afterwards, also
-    after an exception, the mode of every submodule, every buffer, the `.grad` fields
-    and the global random states (torch, NumPy, Python) are what they were, to the bit.
+    `torch.inference_mode`, and batch norm is what `norm_mode` says. Every pass begins
+    with the state that the model has. Afterwards, also after an exception, everything
+    that a pass can change is what it was, to the bit: modes, buffers, parameters
+    written in `forward`, `.grad` fields, attributes of modules and what they hold
+    (tensors, containers, counters, metrics, generators), and the global random states
+    (torch, NumPy, Python). What a LightningModule logs in `forward` is not logged.
 
     Args:
         model: Any module; nothing is converted.
@@ -216,9 +242,10 @@ def untouched(
         The runner: `output = run(lambda: model(x))`.
 
     Raises:
-        ValueError: If `norm_mode` is not one of the three.
+        ValueError: If `norm_mode` is not one of the three, or at the end, if a pass has
+            changed what can't be put back; the message names it.
     """
-    run = Passes(check_norm_mode(norm_mode), reduce)
+    run = Passes(check_norm_mode(norm_mode), reduce, model)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

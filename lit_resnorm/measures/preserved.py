@@ -6,58 +6,89 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lit_resnorm.measures.kept_state import state_kept
+from lit_resnorm.measures.parameter_writes import parameters_kept
+
+
+@dataclass(frozen=True)
+class RandomStates:
+    """States of the global generators of torch, NumPy and Python.
+
+    Attributes:
+        torch: Of torch's CPU generator.
+        cuda: Of the generator of each CUDA device; empty where CUDA isn't in use.
+        numpy: Of NumPy's legacy generator.
+        python: Of `random`.
+    """
+
+    torch: Tensor
+    cuda: list[Tensor]
+    numpy: Any
+    python: Any
+
+    @classmethod
+    def now(cls) -> RandomStates:
+        """Return the present states."""
+        return cls(
+            torch.get_rng_state(),
+            torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            np.random.get_state(),  # noqa: NPY002
+            random.getstate(),
+        )
+
+    def set(self) -> None:
+        """Make these the present states."""
+        torch.set_rng_state(self.torch)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        random.setstate(self.python)
+
+    def moved(self) -> bool:
+        """Return whether random numbers were drawn since."""
+        now = RandomStates.now()
+        states = [self.torch, *self.cuda, torch.from_numpy(self.numpy[1])]
+        present = [now.torch, *now.cuda, torch.from_numpy(now.numpy[1])]
+        return (
+            self.python != now.python
+            or self.numpy[2:] != now.numpy[2:]
+            or not all(map(torch.equal, states, present))
+        )
+
 
 @contextmanager
 def random_state() -> Iterator[None]:
     """Put the global random states (torch, NumPy, Python) back, to the bit."""
-    cuda = torch.cuda.is_initialized()
-    saved = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    saved_cuda = torch.cuda.get_rng_state_all() if cuda else []
+    saved = RandomStates.now()
     try:
         yield
     finally:
-        torch.set_rng_state(saved[0])
-        np.random.set_state(saved[1])  # noqa: NPY002
-        random.setstate(saved[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(saved_cuda)
+        saved.set()
 
 
 @contextmanager
 def module_state(model: nn.Module) -> Iterator[None]:
-    """Set eval mode; put modes, buffers and `.grad` fields back, to the bit."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone(), _version(buffer))
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+    """Set eval mode; put state, parameters and `.grad` fields back, to the bit.
+
+    Raises:
+        ValueError: If something was changed that can't be put back.
+    """
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for module, _ in modes:
-        module.training = False
     try:
-        yield
+        with state_kept(model), parameters_kept(model):
+            for module in model.modules():
+                module.training = False
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
-        for module, name, buffer, value, version in buffers:
-            module._buffers[name] = buffer
-            if version is None or _version(buffer) != version:
-                with torch.inference_mode(buffer.is_inference()), torch.no_grad():
-                    buffer.copy_(value)
         for parameter, grad in grads:
             parameter.grad = grad
-
-
-def _version(tensor: Tensor) -> int | None:
-    # Inference tensors (made under Lightning's evaluation loop) keep no counter.
-    return None if tensor.is_inference() else tensor._version
 
 
 @contextmanager

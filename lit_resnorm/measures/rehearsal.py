@@ -78,7 +78,12 @@ def rehearse(
     moved = changed(before, now)
     bound = Bound(model, with_attributes_after(with_buffers(losses), moved, before))
     buffers = dict(model.named_buffers() if buffers is None else buffers)
-    own = {n: b.clone() for n, b in buffers.items()}
+    # Copies, as the pass may write into them, and the run's own graph has saved them.
+    own = {
+        n: p.detach().clone().requires_grad_(p.requires_grad)
+        for n, p in model.named_parameters()
+    }
+    own |= {n: b.clone() for n, b in buffers.items()}
     with around(), _counted_bytes() as memory, eager(), _NormWatch() as norms:
         states = _generator_states()
         (losses_B, left), after = bound.with_weights(own, batch)

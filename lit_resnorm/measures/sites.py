@@ -144,7 +144,7 @@ class _Visit(Walk):
             return None
         if site.module is not module or (op is not None and site.op != op):
             raise RuntimeError(
-                f"the forward pass came to {op or self._names.get(module)} where"
+                f"the forward pass came to {op or self._names.get(id(module))} where"
                 f" {site.name} was traced: its way depends on the data"
             )
         return site

@@ -127,7 +127,7 @@ class _Tracer(Walk):
             return
         op = type(module).__name__.lower().removeprefix("parametrized")
         self._found[entry] = {
-            "path": self._names[module] or op,
+            "path": self._names[id(module)] or op,
             "kind": _module_kind(module, op),
             "op": op,
             "channel_dim": self._channel_dim(tensor),
@@ -177,7 +177,7 @@ class _Tracer(Walk):
 
     def _makes_weights(self, module: nn.Module) -> bool:
         # A parametrization is applied to the weights of its layer, not to the signal.
-        return ".parametrizations." in f".{self._names[module]}."
+        return ".parametrizations." in f".{self._names[id(module)]}."
 
     def _origin(self, value: Any) -> _Origin | None:
         return self._origins.get(id(value)) if isinstance(value, Tensor) else None

@@ -28,6 +28,7 @@ from lit_resnorm.measures.copies import (
     with_buffers,
 )
 from lit_resnorm.measures.observe import Reduce, take_rows
+from lit_resnorm.measures.parameter_writes import parameters_kept
 from lit_resnorm.measures.rehearsal import Around, Rehearsal, rehearse
 from lit_resnorm.measures.stacked_optimizer import StackedOptimizer, check_elementwise
 
@@ -373,11 +374,12 @@ class Twins(Copies):
         own = {name: self.params[name][at].detach() for name in self.params}
         leaves = {name: own[name].requires_grad_() for name in self._active}
         buffers = {n: b[at].clone() for n, b in self.buffers.items()}
-        with around(), eager():
-            losses_KR, left = self._run(members, own | buffers, batch, share.rows)
-            weights = share.weights.to(losses_KR)
-            total = (losses_KR * weights).sum()
-        grads = torch.autograd.grad(total, [*leaves.values()], allow_unused=True)
+        with parameters_kept(self.model):
+            with around(), eager():
+                losses_KR, left = self._run(members, own | buffers, batch, share.rows)
+                weights = share.weights.to(losses_KR)
+                total = (losses_KR * weights).sum()
+            grads = torch.autograd.grad(total, [*leaves.values()], allow_unused=True)
         self._check_buffers(left)
         with torch.no_grad():
             self._take_buffers(members, left, weights)

@@ -64,14 +64,20 @@ class Walk(TorchFunctionMode, ABC):
         refuse_torchscript(model)
         self.entry = -1
         self.frames: list[tuple[int, nn.Module, str]] = []
+        self._modules = dict(model.named_modules())
+        # By identity: the hash of a metric of torchmetrics is that of its state.
         self._names = {
-            module: name.replace("_orig_mod.", "").removesuffix("_orig_mod").strip(".")
-            for name, module in model.named_modules()
+            id(module): name.replace("_orig_mod.", "")
+            .removesuffix("_orig_mod")
+            .strip(".")
+            for name, module in self._modules.items()
         }
         self._handles: list[Any] = []
 
     def __enter__(self) -> Walk:
-        for module in self._names:
+        for module in self._modules.values():
+            if _is_metric(module):
+                continue
             self._handles += [
                 module.register_forward_pre_hook(self._enter_module, with_kwargs=True),
                 module.register_forward_hook(self._leave_module, with_kwargs=True),
@@ -87,7 +93,7 @@ class Walk(TorchFunctionMode, ABC):
 
     def _enter_module(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.entry += 1
-        self.frames.append((self.entry, module, self._names[module]))
+        self.frames.append((self.entry, module, self._names[id(module)]))
         self.entered(self.entry, args, kwargs)
 
     def _leave_module(
@@ -95,7 +101,8 @@ class Walk(TorchFunctionMode, ABC):
     ) -> Any:
         entry, entered, _ = self.frames.pop()
         if entered is not module:
-            raise RuntimeError(f"{self._names[module]} ended while another module ran")
+            name = self._names[id(module)]
+            raise RuntimeError(f"{name} ended while another module ran")
         return self.left(entry, module, args, kwargs, output)
 
     def __torch_function__(
@@ -134,6 +141,12 @@ class Walk(TorchFunctionMode, ABC):
     ) -> Any:
         """Apply any other torch function."""
         return func(*args, **kwargs)
+
+
+def _is_metric(module: nn.Module) -> bool:
+    """Return whether a module counts what passes by, and is no part of the network."""
+    kinds = type(module).__mro__
+    return any(kind.__module__.partition(".")[0] == "torchmetrics" for kind in kinds)
 
 
 def _adds_tensors(args: tuple[Any, ...]) -> bool:
