@@ -7,6 +7,7 @@ from small import quiet_trainer
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanMetric
 
 from lit_resnorm.measures.fisher import fisher_spectrum
 from lit_resnorm_callbacks import FIMEigenvalueProbe, StabilityProbe
@@ -415,10 +416,12 @@ def test_a_loss_that_can_not_be_asked_is_told_and_must_fit(kind, reason, caplog)
 
 
 class Counting(Net):
-    """Notes in buffers, gradients and random numbers what happens to it."""
+    """Notes in buffers, metrics, lists and numbers what happens to it."""
 
     def __init__(self):
         super().__init__(3, cross_entropy)
+        self.mean = MeanMetric()
+        self.seen, self.steps = [], 0
         self.register_buffer("calls", torch.zeros(()))
         self.norm = nn.BatchNorm1d(12)
         self.drop = nn.Dropout(0.3)
@@ -426,6 +429,14 @@ class Counting(Net):
     def forward(self, x):
         self.calls += 1
         return self.net(self.drop(self.norm(x)))
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.mean(loss.detach())
+        self.log("mean", self.mean, on_step=False, on_epoch=True)
+        self.seen.append(float(loss.detach()))
+        self.steps += 1
+        return loss
 
 
 def test_asking_for_the_training_loss_leaves_the_training_as_it_was():
@@ -436,7 +447,8 @@ def test_asking_for_the_training_loss_leaves_the_training_as_it_was():
         loader = DataLoader(TensorDataset(X, CLASSES), 4, shuffle=True)
         trainer = quiet_trainer(max_epochs=2, callbacks=probes)
         trainer.fit(module, loader, DataLoader(TensorDataset(X, CLASSES), NUM))
-        found.append((module.state_dict(), trainer.callback_metrics["loss"]))
+        logged = [trainer.callback_metrics[name] for name in ("loss", "mean")]
+        found.append((module.state_dict(), [*logged, module.seen, module.steps]))
     for name, value in found[0][0].items():
         assert torch.equal(value, found[1][0][name]), name
-    assert torch.equal(found[0][1], found[1][1])
+    assert found[0][1] == found[1][1]
