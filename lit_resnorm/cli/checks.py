@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,15 @@ def check_config_files(args: Sequence[str]) -> None:
             raise UsageError(f"--config {path}: {reason}") from error
         if not isinstance(config, dict):
             raise UsageError(f"--config {path}: it holds no options")
+
+
+_RESTORING = {"checkpoint_connector.py": "restore", "fit.py": "_restore_loop"}
+"""Functions that take over what a checkpoint holds: Lightning's, and ours."""
+
+
+def restores_checkpoint(error: BaseException) -> bool:
+    """Say whether an error arose as the state in a checkpoint was taken over."""
+    return any(
+        _RESTORING.get(Path(place.filename).name, "\0") in place.name
+        for place in traceback.extract_tb(error.__traceback__)
+    )

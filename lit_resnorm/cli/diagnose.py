@@ -219,7 +219,7 @@ def _load(module: LightningModule, path: Path) -> None:
     Raises:
         UsageError: If it isn't of this module.
     """
-    from lit_resnorm.runs.directories import check_checkpoint, load_checkpoint
+    from lit_resnorm.runs.checkpoints import check_checkpoint, load_checkpoint
 
     try:
         check_checkpoint(path, module)

@@ -29,12 +29,13 @@ from lit_resnorm.cli.checks import (
     check_devices,
     check_optimizer,
     check_outputs,
+    restores_checkpoint,
 )
 from lit_resnorm.cli.defaults import filled_in, with_defaults, without_traces
 from lit_resnorm.cli.run import RunConfig, choose_run, forget_run, rank
 from lit_resnorm.data import DataModule
 from lit_resnorm.errors import UsageError, one_line
-from lit_resnorm.runs.directories import check_checkpoint, load_checkpoint
+from lit_resnorm.runs.checkpoints import check_checkpoint, load_checkpoint
 from lit_resnorm.runs.files import SUMMARY, with_present_paths
 from lit_resnorm.runs.steps import has_diverged
 
@@ -219,21 +220,29 @@ class ResNormCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         path = self.options.ckpt_path
-        if subcommand != "fit" and path and Path(path).is_file():
-            # so that values are logged at the step that the weights have come to
-            checkpoint = load_checkpoint(Path(path), weights_only=self._weights_only)
-            if "loops" in checkpoint:
-                loops = checkpoint["loops"]
-                self.trainer.fit_loop.load_state_dict(loops["fit_loop"])
         try:
+            if subcommand != "fit" and path and Path(path).is_file():
+                self._take_step(Path(path))
             super()._run_subcommand(subcommand)
         except BaseException as error:
             forget_run(self.run_dir)
+            if isinstance(error, Exception) and restores_checkpoint(error):
+                reason = f"it can't be gone on from ({one_line(error)})"
+                raise UsageError(f"--ckpt_path {path}: {reason}") from error
             if subcommand == "fit" and isinstance(error, ValueError) and self._unbegun:
                 raise UsageError(one_line(error)) from error
             raise
         if self.run_dir is not None:
             rank_zero_info(f"Run directory: {self.run_dir}")
+
+    def _take_step(self, path: Path) -> None:
+        """Log values at the step that a checkpoint's weights have come to."""
+        checkpoint = load_checkpoint(path, weights_only=self._weights_only)
+        if "loops" in checkpoint:
+            self._restore_loop(checkpoint["loops"])
+
+    def _restore_loop(self, loops: Any) -> None:
+        self.trainer.fit_loop.load_state_dict(loops["fit_loop"])
 
     @property
     def _unbegun(self) -> bool:

@@ -13,8 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from lit_resnorm.runs.checkpoints import VARIANT
 from lit_resnorm.runs.directories import (
-    VARIANT,
     best_checkpoint,
     check_name,
     known_run,
