@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import torch
 
-from lit_resnorm.measures.observe import untouched
+from lit_resnorm.measures.passes.untouched import untouched
 
 
 def explicit_fisher(model, x, **options):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lit_resnorm.measures.activation import activation_rates
-from lit_resnorm.measures.observe import identity
+from lit_resnorm.measures.passes.untouched import identity
 
 
 class Plain(nn.Module):

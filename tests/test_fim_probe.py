@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from lit_resnorm import modules
 from lit_resnorm.measures.fisher import fisher_spectrum
-from lit_resnorm.measures.observe import identity
 from lit_resnorm.measures.passes.batches import network_output
+from lit_resnorm.measures.passes.untouched import identity
 from lit_resnorm_callbacks import Cadence, FIMEigenvalueProbe
 from lit_resnorm_callbacks.fim_eigenvalues import targets_of
 from lit_resnorm_callbacks.rates import largest_rate

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from lit_resnorm.measures.fisher import fisher_spectrum
-from lit_resnorm.measures.functional_calls import with_weights
+from lit_resnorm.measures.passes.functional_calls import with_weights
 
 
 class SharedLayer(nn.Module):

@@ -10,9 +10,9 @@ from stateful import Stateful
 from torch import nn
 
 from lit_resnorm.measures.fisher import fisher_spectrum
-from lit_resnorm.measures.kept_state import State, state_kept
-from lit_resnorm.measures.observe import untouched
-from lit_resnorm.measures.parameter_writes import parameters_kept
+from lit_resnorm.measures.passes.kept_state import State, state_kept
+from lit_resnorm.measures.passes.parameter_writes import parameters_kept
+from lit_resnorm.measures.passes.untouched import untouched
 
 # The model logs without a trainer where it is called by hand.
 pytestmark = pytest.mark.filterwarnings(

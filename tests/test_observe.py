@@ -7,7 +7,7 @@ from small import FunctionalNet
 from torch import nn
 from torch.nn import functional as F
 
-from lit_resnorm.measures.observe import (
+from lit_resnorm.measures.passes.untouched import (
     check_norm_mode,
     num_rows,
     occupied,

@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_resnorm.data import Digits
-from lit_resnorm.measures.observe import identity, untouched
-from lit_resnorm.measures.tracing import trace
+from lit_resnorm.measures.passes.tracing import trace
+from lit_resnorm.measures.passes.untouched import identity, untouched
 from lit_resnorm.modules import LitSharedResNet, LitSmoothResNet
 from lit_resnorm_callbacks import (
     ActivationRateMonitor,

@@ -20,7 +20,7 @@ from lit_resnorm.compare import comparison_document, read_runs
 from lit_resnorm.compare.columns import declared_of
 from lit_resnorm.compare.page import write_page
 from lit_resnorm.compare.workspace import make_workspace, specification
-from lit_resnorm.measures.observe import untouched
+from lit_resnorm.measures.passes.untouched import untouched
 from lit_resnorm.quantities import (
     Code,
     Declared,

@@ -6,9 +6,9 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from lit_resnorm.measures.observe import untouched
-from lit_resnorm.measures.sites import Visitor, select, visiting
-from lit_resnorm.measures.tracing import trace
+from lit_resnorm.measures.passes.sites import Visitor, select, visiting
+from lit_resnorm.measures.passes.tracing import trace
+from lit_resnorm.measures.passes.untouched import untouched
 
 
 def sites_of(net, *inputs):

@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
-from lit_resnorm.measures.clipping import clip_by_norm
-from lit_resnorm.measures.copies import Copies
-from lit_resnorm.measures.influence import conjugate_gradients, influence_copies
-from lit_resnorm.measures.stability import stability
-from lit_resnorm.measures.stacked_optimizer import StackedOptimizer
-from lit_resnorm.measures.twins import Share, Twins
+from lit_resnorm.measures.copies.clipping import clip_by_norm
+from lit_resnorm.measures.copies.copies import Copies
+from lit_resnorm.measures.copies.influence import conjugate_gradients, influence_copies
+from lit_resnorm.measures.copies.optimizer import StackedOptimizer
+from lit_resnorm.measures.copies.stability import stability
+from lit_resnorm.measures.copies.twins import Share, Twins
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_resnorm.data.gaussian import gaussian_inputs
-from lit_resnorm.measures.observe import untouched
+from lit_resnorm.measures.passes.untouched import untouched
 from lit_resnorm.modules import LitMLP, LitResNet, LitResNetBN
 from lit_resnorm.theory import (
     averaged_maxima,

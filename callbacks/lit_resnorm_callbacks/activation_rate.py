@@ -10,8 +10,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lit_resnorm.measures.activation import activation_rates, rectifier_sites
-from lit_resnorm.measures.observe import Reduce
-from lit_resnorm.measures.sites import Site
+from lit_resnorm.measures.passes.sites import Site
+from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm.quantities import Quantity
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
 

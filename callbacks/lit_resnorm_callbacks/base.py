@@ -15,8 +15,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lit_resnorm.measures.lazy_layers import lazy_tensors
-from lit_resnorm.measures.observe import (
+from lit_resnorm.measures.passes.batch_dim import ExamplesFirst
+from lit_resnorm.measures.passes.batches import network_output
+from lit_resnorm.measures.passes.lazy_layers import lazy_tensors
+from lit_resnorm.measures.passes.sites import Site
+from lit_resnorm.measures.passes.tracing import trace
+from lit_resnorm.measures.passes.untouched import (
     NormMode,
     Reduce,
     check_norm_mode,
@@ -24,10 +28,6 @@ from lit_resnorm.measures.observe import (
     take_rows,
     untouched,
 )
-from lit_resnorm.measures.passes.batch_dim import ExamplesFirst
-from lit_resnorm.measures.passes.batches import network_output
-from lit_resnorm.measures.sites import Site
-from lit_resnorm.measures.tracing import trace
 from lit_resnorm.quantities import Declared, Quantity, logs_section
 from lit_resnorm_callbacks.cadence import Cadence, is_dry_run, steps_taken
 from lit_resnorm_callbacks.counts import check_count

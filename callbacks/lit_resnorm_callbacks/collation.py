@@ -12,7 +12,7 @@ from torch.utils.data import default_collate, default_convert
 
 from lit_resnorm.measures.passes.batch_dim import examples_first
 from lit_resnorm.measures.passes.batches import leaves
-from lit_resnorm.measures.preserved import RandomStates, random_state
+from lit_resnorm.measures.passes.preserved import RandomStates, random_state
 
 Collate = Callable[[list[Any]], Any]
 

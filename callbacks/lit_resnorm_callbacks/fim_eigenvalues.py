@@ -18,15 +18,15 @@ from lit_resnorm.measures.fisher import (
     fisher_spectrum,
 )
 from lit_resnorm.measures.losses import LikelihoodOptions
-from lit_resnorm.measures.observe import (
+from lit_resnorm.measures.passes.batch_dim import as_given, targets_first
+from lit_resnorm.measures.passes.batches import targets_of
+from lit_resnorm.measures.passes.untouched import (
     Reduce,
     identity,
     num_rows,
     take_rows,
     untouched,
 )
-from lit_resnorm.measures.passes.batch_dim import as_given, targets_first
-from lit_resnorm.measures.passes.batches import targets_of
 from lit_resnorm.quantities import Quantity
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
 from lit_resnorm_callbacks.rates import largest_rate

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lit_resnorm.measures.observe import Reduce
+from lit_resnorm.measures.passes.untouched import Reduce
 
 
 class GradientCheck:

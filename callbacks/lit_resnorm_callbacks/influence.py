@@ -9,9 +9,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lit_resnorm.measures.copies import Copies, trained_parameters
-from lit_resnorm.measures.influence import influence_copies
-from lit_resnorm.measures.observe import Reduce
+from lit_resnorm.measures.copies.copies import Copies, trained_parameters
+from lit_resnorm.measures.copies.influence import influence_copies
+from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm_callbacks.left_out import LeftOut
 
 

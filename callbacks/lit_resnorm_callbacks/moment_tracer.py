@@ -22,8 +22,8 @@ from lit_resnorm.measures.moments import (
     spine,
 )
 from lit_resnorm.measures.moments.pathology import MIN_LAYERS
-from lit_resnorm.measures.observe import Reduce
-from lit_resnorm.measures.sites import Site
+from lit_resnorm.measures.passes.sites import Site
+from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm.quantities import PATHOLOGIES, Quantity
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
 

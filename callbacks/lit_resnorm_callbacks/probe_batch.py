@@ -14,10 +14,10 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset
 
-from lit_resnorm.measures.kept_state import data_kept
-from lit_resnorm.measures.observe import untouched
 from lit_resnorm.measures.passes.batch_dim import as_given, examples_first
 from lit_resnorm.measures.passes.batches import joined, num_rows, take_rows
+from lit_resnorm.measures.passes.kept_state import data_kept
+from lit_resnorm.measures.passes.untouched import untouched
 
 
 def fixed_batch(

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lit_resnorm.measures.observe import Reduce, identity
+from lit_resnorm.measures.passes.untouched import Reduce, identity
 
 T = TypeVar("T")
 

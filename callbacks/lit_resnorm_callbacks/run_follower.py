@@ -9,11 +9,11 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_resnorm.measures.copies import Losses
+from lit_resnorm.measures.copies.copies import Losses
+from lit_resnorm.measures.copies.first_pass import rehearse
 from lit_resnorm.measures.losses import check_mean
-from lit_resnorm.measures.observe import Reduce
-from lit_resnorm.measures.preserved import random_state
-from lit_resnorm.measures.rehearsal import rehearse
+from lit_resnorm.measures.passes.preserved import random_state
+from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm_callbacks.batch_indices import BatchIndices
 from lit_resnorm_callbacks.cadence import steps_taken
 from lit_resnorm_callbacks.left_out import LeftOut

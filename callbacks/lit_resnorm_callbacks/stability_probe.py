@@ -12,12 +12,12 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_resnorm.measures.copies import Copies
+from lit_resnorm.measures.copies.copies import Copies
 from lit_resnorm.measures.losses import LossFn, losses_of
-from lit_resnorm.measures.observe import Reduce, num_rows, take_rows, untouched
 from lit_resnorm.measures.passes.batch_dim import examples_first, targets_first
 from lit_resnorm.measures.passes.batches import target_of
-from lit_resnorm.measures.sites import Site
+from lit_resnorm.measures.passes.sites import Site
+from lit_resnorm.measures.passes.untouched import Reduce, num_rows, take_rows, untouched
 from lit_resnorm.quantities import Quantity
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
 from lit_resnorm_callbacks.counts import check_count
@@ -50,7 +50,7 @@ class StabilityProbe(Probe):
         seed: Seed of the draws.
         method: `twins` trains them. `influence` estimates at each measurement where
             training without an example would end, without twins (see
-            :func:`~lit_resnorm.measures.influence.influence_copies`).
+            :func:`~lit_resnorm.measures.copies.influence.influence_copies`).
         replace: Put another validation example in the place of each.
         bn_excludes_removed: Run a twin on the batch without its example; else on all of
             it, with no weight on that example. Networks with random numbers and

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from lit_resnorm.measures.observe import untouched
+from lit_resnorm.measures.passes.untouched import untouched
 
 # Strategies that leave only a part of the weights on a rank.
 _SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")

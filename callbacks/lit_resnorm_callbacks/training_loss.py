@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lit_resnorm.measures.functional_calls import with_weights
 from lit_resnorm.measures.losses.comparison import Slope, Trained
-from lit_resnorm.measures.observe import untouched
 from lit_resnorm.measures.passes.batches import leaves
+from lit_resnorm.measures.passes.functional_calls import with_weights
+from lit_resnorm.measures.passes.untouched import untouched
 
 
 class NotComparableError(Exception):

@@ -18,14 +18,14 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_resnorm.measures.attributes import Attributes, attributes
-from lit_resnorm.measures.clipping import clip_by_norm, clip_by_value
-from lit_resnorm.measures.copies import Losses
+from lit_resnorm.measures.copies.attributes import Attributes, attributes
+from lit_resnorm.measures.copies.clipping import clip_by_norm, clip_by_value
+from lit_resnorm.measures.copies.copies import Losses
+from lit_resnorm.measures.copies.twins import Share, Twins
 from lit_resnorm.measures.losses import check_mean
-from lit_resnorm.measures.observe import Reduce
 from lit_resnorm.measures.passes.batches import joined
-from lit_resnorm.measures.preserved import RandomStates, random_state
-from lit_resnorm.measures.twins import Share, Twins
+from lit_resnorm.measures.passes.preserved import RandomStates, random_state
+from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm_callbacks.gradient_check import GradientCheck
 from lit_resnorm_callbacks.left_out import Hits
 

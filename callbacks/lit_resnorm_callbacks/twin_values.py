@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lit_resnorm.measures.copies import Copies, Losses
-from lit_resnorm.measures.observe import Reduce
-from lit_resnorm.measures.stability import Stability, stability
-from lit_resnorm.measures.twin_losses import losses_at
+from lit_resnorm.measures.copies.copies import Copies, Losses
+from lit_resnorm.measures.copies.stability import Stability, stability
+from lit_resnorm.measures.copies.twin_losses import losses_at
+from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm_callbacks.left_out import LeftOut
 
 COLUMNS = ["removed", "first_step", "eps_hyp", "signed", "distance", "diverged"]

@@ -8,9 +8,9 @@ from lit_resnorm.diagnose.descent import Descent
 from lit_resnorm.diagnose.rate_trials import Trials, stable_rates
 from lit_resnorm.diagnose.report import Curvature, Finding, StableRates, Trial
 from lit_resnorm.diagnose.subject import Subject, silent
+from lit_resnorm.measures.copies.first_pass import Rehearsal
 from lit_resnorm.measures.fisher import fisher_spectrum
 from lit_resnorm.measures.passes.batches import target_of
-from lit_resnorm.measures.rehearsal import Rehearsal
 
 
 @dataclass(frozen=True)

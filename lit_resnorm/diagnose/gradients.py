@@ -11,11 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from lit_resnorm.diagnose.subject import Subject
-from lit_resnorm.measures.functional_calls import with_weights
 from lit_resnorm.measures.moments.noise import in_float64
-from lit_resnorm.measures.observe import untouched
 from lit_resnorm.measures.passes.batches import mapped, num_rows, take_rows
-from lit_resnorm.measures.sites import Site, Visitor, first_tensor, visiting
+from lit_resnorm.measures.passes.functional_calls import with_weights
+from lit_resnorm.measures.passes.sites import Site, Visitor, first_tensor, visiting
+from lit_resnorm.measures.passes.untouched import untouched
 
 ROWS = 32
 """Examples whose graph is held at a time."""

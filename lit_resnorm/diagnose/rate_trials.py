@@ -14,9 +14,9 @@ from torch import Tensor
 from lit_resnorm.diagnose.descent import Descent
 from lit_resnorm.diagnose.report import StableRates, Trial
 from lit_resnorm.diagnose.subject import Progress, Subject, silent
-from lit_resnorm.measures.copies import Bound, Losses
-from lit_resnorm.measures.observe import untouched
-from lit_resnorm.measures.rehearsal import Rehearsal, rehearse
+from lit_resnorm.measures.copies.copies import Bound, Losses
+from lit_resnorm.measures.copies.first_pass import Rehearsal, rehearse
+from lit_resnorm.measures.passes.untouched import untouched
 
 NUM_STEPS = 60
 """As in Figure 8 of Furusho & Ikeda."""

@@ -20,8 +20,8 @@ from lit_resnorm.measures.moments import (
     signal_and_noise,
 )
 from lit_resnorm.measures.moments.noise import in_float64
+from lit_resnorm.measures.passes.sites import Site
 from lit_resnorm.measures.separation import separations
-from lit_resnorm.measures.sites import Site
 
 _SHOWN = ("activation", "addition")
 

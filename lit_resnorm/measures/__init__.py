@@ -12,8 +12,8 @@ if TYPE_CHECKING:
         fisher_spectrum,
     )
     from lit_resnorm.measures.moments import pathology, propagate, signal_and_noise
+    from lit_resnorm.measures.passes.sites import select
     from lit_resnorm.measures.separation import separations
-    from lit_resnorm.measures.sites import select
     from lit_resnorm.measures.spectra import hutchinson_trace, top_eigenpairs
 
 __all__ = [
@@ -40,7 +40,7 @@ __getattr__ = exported(
         "hutchinson_trace": "spectra",
         "pathology": "moments",
         "propagate": "moments",
-        "select": "sites",
+        "select": "passes.sites",
         "separations": "separation",
         "signal_and_noise": "moments",
         "top_eigenpairs": "spectra",

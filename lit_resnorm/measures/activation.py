@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_resnorm.measures.observe import (
-    Reduce,
-    identity,
-    occupied,
-    take_rows,
-    untouched,
-)
-from lit_resnorm.measures.sites import (
+from lit_resnorm.measures.passes.forward_walk import ACTIVATIONS
+from lit_resnorm.measures.passes.sites import (
     Site,
     Visitor,
     first_tensor,
     select,
     visiting,
 )
-from lit_resnorm.measures.tracing import trace
-from lit_resnorm.measures.walk import ACTIVATIONS
+from lit_resnorm.measures.passes.tracing import trace
+from lit_resnorm.measures.passes.untouched import (
+    Reduce,
+    identity,
+    occupied,
+    take_rows,
+    untouched,
+)
 
 # Activations that let positive preactivations through and damp negative ones: only
 # there does a sign say whether a unit is on.

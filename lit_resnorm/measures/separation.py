@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_resnorm.measures.observe import untouched
-from lit_resnorm.measures.sites import Site, Visitor, first_tensor, visiting
+from lit_resnorm.measures.passes.sites import Site, Visitor, first_tensor, visiting
+from lit_resnorm.measures.passes.untouched import untouched
 
 _BLOCK = 2**22
 

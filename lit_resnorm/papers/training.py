@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lit_resnorm.data import DataModule
-from lit_resnorm.measures.observe import untouched
+from lit_resnorm.measures.passes.untouched import untouched
 from lit_resnorm.modules import LitClassifier
 
 __all__ = ["Losses", "device", "examples", "fit_full_batch", "quiet"]

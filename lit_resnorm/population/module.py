@@ -15,9 +15,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_resnorm.measures.clipping import clip_by_norm, clip_by_value
-from lit_resnorm.measures.copies import Bound, eager
-from lit_resnorm.measures.stacked_optimizer import check_elementwise
+from lit_resnorm.measures.copies.clipping import clip_by_norm, clip_by_value
+from lit_resnorm.measures.copies.copies import Bound, eager
+from lit_resnorm.measures.copies.optimizer import check_elementwise
 from lit_resnorm.modules.classifier import LitClassifier
 from lit_resnorm.modules.losses import sum_over_ranks
 from lit_resnorm.modules.optimizers import scheduled

@@ -1,8 +1,8 @@
 """Fisher information matrices: exact spectra and traces, layer by layer."""
 
-from lit_resnorm.measures.fisher.asked import check_arguments
 from lit_resnorm.measures.fisher.measurement import apart
 from lit_resnorm.measures.fisher.network import check_readable
+from lit_resnorm.measures.fisher.options import check_arguments
 from lit_resnorm.measures.fisher.result import FisherSpectrum
 from lit_resnorm.measures.fisher.spectrum import (
     empirical_fisher_spectrum,

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from lit_resnorm.measures.fisher.layers import outer_uses
+from lit_resnorm.measures.fisher.blocks import outer_uses
 from lit_resnorm.measures.fisher.measurement import Measurement
 from lit_resnorm.measures.fisher.stores import Sizes
 

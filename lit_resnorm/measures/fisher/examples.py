@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_resnorm.measures.fisher.heads import Head, Layout
+from lit_resnorm.measures.fisher.head import Head, Layout
 from lit_resnorm.measures.fisher.shards import Shards
 
 

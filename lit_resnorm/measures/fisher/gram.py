@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lit_resnorm.measures.fisher.layers import Block, Leavings, left_products
+from lit_resnorm.measures.fisher.blocks import Block, Leavings, left_products
+from lit_resnorm.measures.fisher.parameter_uses import outer_rows
 from lit_resnorm.measures.fisher.shards import Shards
 from lit_resnorm.measures.fisher.stores import Store
 from lit_resnorm.measures.fisher.sweep import Sweep, slices
-from lit_resnorm.measures.fisher.uses import outer_rows
 
 EachBlock = Callable[[Block, Tensor], None]
 

@@ -14,23 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lit_resnorm.measures.fisher.dual import Products
-from lit_resnorm.measures.fisher.examination import examine
 from lit_resnorm.measures.fisher.examples import Examples
-from lit_resnorm.measures.fisher.heads import Layout
+from lit_resnorm.measures.fisher.head import Layout
 from lit_resnorm.measures.fisher.network import Forward, Network
-from lit_resnorm.measures.fisher.recorder import Recorder
+from lit_resnorm.measures.fisher.parameter_uses import Convolution
+from lit_resnorm.measures.fisher.products import Products
+from lit_resnorm.measures.fisher.recording import Recorder
+from lit_resnorm.measures.fisher.recording_check import examine
 from lit_resnorm.measures.fisher.shards import Shards
 from lit_resnorm.measures.fisher.sweep import Sweep
-from lit_resnorm.measures.fisher.uses import Convolution
-from lit_resnorm.measures.observe import (
+from lit_resnorm.measures.passes.batches import mapped, num_rows, occupied, take_rows
+from lit_resnorm.measures.passes.untouched import (
     Passes,
     Reduce,
     check_norm_mode,
     identity,
     untouched,
 )
-from lit_resnorm.measures.passes.batches import mapped, num_rows, occupied, take_rows
 
 KEPT_GRAPHS = 2**30
 """Bytes up to which the graph of the whole batch is kept between products."""

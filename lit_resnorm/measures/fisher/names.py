@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from lit_resnorm.measures.fisher.layers import Block
-from lit_resnorm.measures.sites import Site
-from lit_resnorm.measures.tracing import trace
+from lit_resnorm.measures.fisher.blocks import Block
+from lit_resnorm.measures.passes.sites import Site
+from lit_resnorm.measures.passes.tracing import trace
 
 
 def layers_by_site(

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_resnorm.measures.functional_calls import with_weights
 from lit_resnorm.measures.passes.batches import mapped, take_rows
-from lit_resnorm.measures.walk import refuse_torchscript
+from lit_resnorm.measures.passes.forward_walk import refuse_torchscript
+from lit_resnorm.measures.passes.functional_calls import with_weights
 
 Forward = Callable[[Any, Any], Tensor]
 """How the model is applied to a batch: `(model, x) -> output`."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lit_resnorm.measures.fisher.blocks import Block, Leavings
 from lit_resnorm.measures.fisher.costs import free_memory, matrix_is_cheaper
 from lit_resnorm.measures.fisher.decomposition import (
     all_pairs,
@@ -18,7 +19,6 @@ from lit_resnorm.measures.fisher.decomposition import (
     top_pairs,
 )
 from lit_resnorm.measures.fisher.gram import gram_matrix, parameter_matrix
-from lit_resnorm.measures.fisher.layers import Block, Leavings
 from lit_resnorm.measures.fisher.measurement import Measurement
 from lit_resnorm.measures.fisher.result import FisherSpectrum
 from lit_resnorm.measures.fisher.start import cold_start

@@ -18,15 +18,15 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from lit_resnorm.measures.fisher.asked import Asked, check_arguments
+from lit_resnorm.measures.fisher.blocks import Block
 from lit_resnorm.measures.fisher.gram import gram_matrix
-from lit_resnorm.measures.fisher.layers import Block
 from lit_resnorm.measures.fisher.measurement import Settings, measurement
 from lit_resnorm.measures.fisher.names import layers_by_site
 from lit_resnorm.measures.fisher.network import Forward, apply
+from lit_resnorm.measures.fisher.options import Asked, check_arguments
 from lit_resnorm.measures.fisher.result import FisherSpectrum
 from lit_resnorm.measures.fisher.routes import spectrum
-from lit_resnorm.measures.observe import Reduce, identity, occupied, take_rows
+from lit_resnorm.measures.passes.untouched import Reduce, identity, occupied, take_rows
 
 DEFAULT_MEMORY = 2**28
 

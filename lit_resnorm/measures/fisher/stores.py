@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_resnorm.measures.fisher.layers import Block, Leavings, outer_uses
+from lit_resnorm.measures.fisher.blocks import Block, Leavings, outer_uses
+from lit_resnorm.measures.fisher.parameter_uses import Outer
 from lit_resnorm.measures.fisher.shards import Shards
 from lit_resnorm.measures.fisher.sweep import Sweep
-from lit_resnorm.measures.fisher.uses import Outer
 
 Way = Literal["direct", "late", "inner"]
 """How a block's Gram matrix is formed: from its gradients; from gradients that are

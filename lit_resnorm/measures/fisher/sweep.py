@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from lit_resnorm.measures.fisher.blocks import Block, Leavings, find_blocks
 from lit_resnorm.measures.fisher.examples import Examples
-from lit_resnorm.measures.fisher.heads import Head
-from lit_resnorm.measures.fisher.layers import Block, Leavings, find_blocks
+from lit_resnorm.measures.fisher.head import Head
 from lit_resnorm.measures.fisher.network import Network
-from lit_resnorm.measures.fisher.recorder import Recorder
-from lit_resnorm.measures.fisher.uses import Use
-from lit_resnorm.measures.observe import Passes, take_rows
+from lit_resnorm.measures.fisher.parameter_uses import Use
+from lit_resnorm.measures.fisher.recording import Recorder
+from lit_resnorm.measures.passes.untouched import Passes, take_rows
 
 Visit = Callable[[Block, Leavings], None]
 """Takes a block and what a backward pass left at it."""

@@ -18,8 +18,8 @@ from lit_resnorm.measures.losses.reading import (
     meant_likelihood,
     own_loss,
 )
-from lit_resnorm.measures.observe import take_rows
 from lit_resnorm.measures.passes.batches import LABELS, target_of
+from lit_resnorm.measures.passes.untouched import take_rows
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_resnorm.measures.fisher.heads import Layout
+from lit_resnorm.measures.fisher.head import Layout
 from lit_resnorm.measures.losses.comparison import Trained, fits
 from lit_resnorm.measures.losses.labels import are_labels, class_dim_of
 from lit_resnorm.measures.losses.likelihood import Likelihood
 from lit_resnorm.measures.losses.reading import likelihood_of
-from lit_resnorm.measures.observe import untouched
 from lit_resnorm.measures.passes.batches import occupied, take_rows
+from lit_resnorm.measures.passes.untouched import untouched
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
-from lit_resnorm.measures.fisher.heads import check_output
+from lit_resnorm.measures.fisher.head import check_output
 from lit_resnorm.measures.losses.labels import check_labels, class_dim_of
 from lit_resnorm.measures.losses.likelihood import Likelihood
 

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from lit_resnorm.measures.functional_calls import with_weights
+from lit_resnorm.measures.passes.functional_calls import with_weights
 
 
 def signal_of(x: Tensor) -> Tensor:

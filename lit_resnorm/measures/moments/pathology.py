@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from lit_resnorm.measures.moments.records import DepthProfile, SiteMoments
+from lit_resnorm.measures.moments.profile import DepthProfile, SiteMoments
 from lit_resnorm.quantities import PATHOLOGIES
 
 Pathology = Literal["none", "signal", "snr", "undetermined"]

@@ -1,245 +1,170 @@
-"""Signal and noise by depth: one pass of both through any network."""
+"""What a profile holds, and how it follows from measured points."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import torch
-from torch import nn
-from torch.autograd import forward_ad
+from torch import Tensor
 
-from lit_resnorm.measures.moments.flow import Flow, follow
-from lit_resnorm.measures.moments.noise import (
-    NoiseRules,
-    in_float64,
-    module_without_rule,
-    without_noise_in,
-)
-from lit_resnorm.measures.moments.recorder import Recorder
-from lit_resnorm.measures.moments.records import DepthProfile, profile_of
-from lit_resnorm.measures.moments.source import NoiseSource
-from lit_resnorm.measures.observe import (
-    Reduce,
-    identity,
-    occupied,
-    take_rows,
-    untouched,
-)
-from lit_resnorm.measures.sites import Site, select, visiting
-from lit_resnorm.measures.tracing import trace
-
-Forward = Callable[[nn.Module, Any], Any]
-
-# Powers beyond which float32 is near its end: the pass is made again in float64.
-_LEAST, _MOST = 1e-60, 1e60
+from lit_resnorm.measures.moments.recorder import PointMoments, Recorder
+from lit_resnorm.measures.passes.flow import INPUT, Flow
+from lit_resnorm.measures.passes.sites import Site
 
 
-def measured_sites(sites: Sequence[Site], pattern: str = "") -> tuple[Site, ...]:
-    """Return the sites that are measured: activations, norms, residual additions.
+@dataclass(frozen=True)
+class SiteMoments:
+    """Signal and noise at the output of one site; 0-d float64 tensors.
 
-    A pattern chooses among all sites, those of other modules too.
+    What has no meaning at a site of this kind is None.
 
-    Raises:
-        ValueError: If the pattern matches none.
+    Attributes:
+        name: The site's name, `input` for the network's input.
+        kind: `input`, or the site's kind.
+        mu2: Variance of the signal, about each channel's mean.
+        nu2: Mean square of the signal.
+        log_noise_power: Log of the noise's mean square; the noise at the input is as
+            strong as the signal there.
+        log_sensitivity: Log of chi, the noise over the signal, 0 at the input.
+        mu4: Fourth central moment (norms).
+        nu1: Mean absolute value (norms).
+        effective_rank: Of the channels (all but norms).
+        delta: Growth of chi from the nearest site upstream (from the skip's operand at
+            an addition); None where there are several.
+        delta_bn: The same at a norm: from before the weights to after the norm.
+        delta_phi: Growth of chi over an activation.
+        branch_share: Share of the branch in the variance of an addition.
+        identity_deviation: Norm of the branch over that of the skip.
     """
-    if pattern:
-        return select(sites, pattern)
-    return select(sites, kinds=("activation", "norm", "addition"))
+
+    name: str
+    kind: str
+    mu2: Tensor
+    nu2: Tensor
+    log_noise_power: Tensor
+    log_sensitivity: Tensor
+    mu4: Tensor | None = None
+    nu1: Tensor | None = None
+    effective_rank: Tensor | None = None
+    delta: Tensor | None = None
+    delta_bn: Tensor | None = None
+    delta_phi: Tensor | None = None
+    branch_share: Tensor | None = None
+    identity_deviation: Tensor | None = None
+
+    @property
+    def sensitivity(self) -> Tensor:
+        """Normalised sensitivity chi, `1 / sqrt(signal-to-noise ratio)`."""
+        return self.log_sensitivity.exp()
+
+    @property
+    def noise_power(self) -> Tensor:
+        """Mean square of the noise."""
+        return self.log_noise_power.exp()
 
 
-def flow_between_sites(
-    model: nn.Module,
-    x: Any,
-    *,
-    sites: str | Sequence[Site] = "",
-    forward: Forward = nn.Module.__call__,
-) -> Flow:
-    """Return how a network's sites hang together, from a pass of two examples.
+@dataclass(frozen=True)
+class DepthProfile:
+    """Signal and noise of a network by depth.
 
-    Raises:
-        ValueError: If a pattern matches no site.
+    Attributes:
+        sites: The input, then the sites in the order of execution.
+        without_rule: Operations and modules without a forward-mode rule; noise that
+            depends on them is NaN.
     """
-    few = take_rows(occupied(x)[0], slice(2))
-    with untouched(model, norm_mode="eval") as run, torch.no_grad():
-        if isinstance(sites, str):
-            traced = run(lambda: trace(model, lambda: forward(model, few)))
-            sites = measured_sites(traced, sites)
-        chosen = sites
-        return run(lambda: follow(model, few, lambda: forward(model, few), chosen))
+
+    sites: tuple[SiteMoments, ...]
+    without_rule: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> SiteMoments:
+        """Return a site's moments by its name."""
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, SiteMoments]:
+        return {site.name: site for site in self.sites}
+
+    def of_kind(self, *kinds: str) -> tuple[SiteMoments, ...]:
+        """Return the sites of these kinds."""
+        return tuple(site for site in self.sites if site.kind in kinds)
 
 
-def signal_and_noise(
-    model: nn.Module,
-    x: Any,
-    *,
-    sites: str | Sequence[Site] | Flow = "",
-    forward: Forward = nn.Module.__call__,
-    norm_mode: str = "frozen",
-    num_directions: int = 1,
-    num_chunks: int = 1,
-    seed: int = 0,
-    effective_rank: bool | str = True,
-    num_nets: int = 1,
-    reduce: Reduce = identity,
+def profile_of(
+    flow: Flow, recorder: Recorder, entries: Sequence[str], lacking: Sequence[str]
 ) -> DepthProfile:
-    r"""Return the moments of signal and noise at every site of a network.
-
-    Noise :math:`dx^0`, independent of the signal and as strong, is added to the input
-    and propagated by the network linearised about each example. The normalised
-    sensitivity is
-
-    .. math:: \chi^l = \sqrt{\mu_2(dx^l) / \mu_2(x^l)}
-              \Big/ \sqrt{\mu_2(dx^0) / \mu_2(x^0)}
-
-    Both travel in one pass, by forward-mode differentiation; nothing is approximated
-    beyond the draw of the noise, of which each example has its own. Batch norm's
-    statistics are constants in modes `frozen` and `eval`. The noise of integer inputs
-    begins at their embeddings. Memory: activations of one site.
-
-    Source: Labatie (2019), arXiv 1811.03087, sections 3 and 4.
+    """Return the profile that a recorder's passes give.
 
     Args:
-        model: Any module; it is left as it was.
-        x: This rank's examples, as `forward` takes them; may be empty on some ranks.
-        sites: A pattern searched in the sites' names (default: activations, norms and
-            residual additions), sites of this model, or their `flow_between_sites`.
-        forward: Runs the model on the examples.
-        norm_mode: What batch norm does: `frozen`, `eval` or `train`.
-        num_directions: Independent noises an example; they travel as one larger batch.
-        num_chunks: Passes that the examples are spread over.
-        seed: Of the noise; the noise of an example is the same on any rank.
-        effective_rank: Whether to measure effective ranks, whose covariances cost most
-            in wide networks; a pattern where only at some sites.
-        num_nets: More than 1 where the model is several networks side by side (see
-            `side_by_side`): every moment is then one a network, of shape `(num_nets,)`.
-        reduce: Sums a tensor over ranks.
-
-    Returns:
-        The profile; powers and sensitivities as logs, so that depth overflows nothing.
-
-    Raises:
-        ValueError: If an option can't be right, a pattern matches nothing, or all
-            ranks together hold no example.
+        flow: The sites and their sources.
+        recorder: What was measured.
+        entries: Its keys for the tensors where noise began.
+        lacking: Operations and modules without a forward-mode rule.
     """
-    _check(norm_mode, num_directions, num_chunks)
-    flow = sites
-    if not isinstance(flow, Flow):
-        flow = flow_between_sites(model, x, sites=flow, forward=forward)
-    passes = _Passes(
-        model=model,
-        flow=flow,
-        forward=forward,
-        norm_mode=norm_mode,
-        copies=num_directions,
-        num_chunks=num_chunks,
-        seed=seed,
-        effective_rank=_rank_pattern(effective_rank),
-        num_nets=num_nets,
-        reduce=reduce,
+    first = _input_moments([recorder.moments(key) for key in entries])
+    # At the input chi is 1 by definition; all others are in its units.
+    unit = 0.5 * (first.log_noise_power - first.mu2.log())
+    log_chi = {INPUT: torch.zeros_like(unit)}
+    sites = [first]
+    for site in flow.sites:
+        log_chi[site.name] = recorder.moments(site.name).log_sensitivity(unit)
+        sites.append(_site_moments(site, flow, recorder, log_chi, unit))
+    return DepthProfile(tuple(sites), tuple(dict.fromkeys(lacking)))
+
+
+def _input_moments(points: Sequence[PointMoments]) -> SiteMoments:
+    """Return the moments of all inputs together, each weighted by its size."""
+    sizes = torch.stack([p.signal.count * p.signal.num_channels for p in points])
+    weights = sizes / sizes.sum()
+    log_noise = torch.stack([p.log_noise for p in points])
+    columns = weights.view(-1, *[1] * (log_noise.ndim - 1))
+    return SiteMoments(
+        name=INPUT,
+        kind=INPUT,
+        mu2=(columns * torch.stack([p.signal.mu2 for p in points])).sum(0),
+        nu2=(columns * torch.stack([p.signal.nu2 for p in points])).sum(0),
+        log_noise_power=(columns.log() + log_noise).logsumexp(0),
+        log_sensitivity=torch.zeros_like(log_noise[0]),
     )
-    profile = passes.measure(x)
-    if _leaves_float32(profile):
-        with in_float64(model):
-            profile = passes.measure(x, torch.float64)
-    return profile
 
 
-def _check(norm_mode: str, num_directions: int, num_chunks: int) -> None:
-    if num_directions < 1:
-        raise ValueError(f"num_directions is {num_directions}; it must be at least 1")
-    if num_chunks < 1:
-        raise ValueError(f"num_chunks is {num_chunks}; it must be at least 1")
-    if num_chunks > 1 and norm_mode == "train":
-        raise ValueError(
-            f"num_chunks is {num_chunks}, but norm_mode train couples all examples"
-        )
-
-
-def _rank_pattern(effective_rank: bool | str) -> str | None:
-    if isinstance(effective_rank, str):
-        return effective_rank
-    return "" if effective_rank else None
-
-
-def _leaves_float32(profile: DepthProfile) -> bool:
-    powers = torch.stack([site.nu2 for site in profile.sites])
-    noises = torch.stack([site.log_noise_power for site in profile.sites])
-    lost = noises.isnan() | (noises == torch.inf)
-    far = ~((powers > _LEAST) & (powers < _MOST)) & (powers != 0)
-    return bool(far.any() or (lost.any() and not profile.without_rule))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Passes:
-    """The passes of one measurement and what they are made with."""
-
-    model: nn.Module
-    flow: Flow
-    forward: Forward
-    norm_mode: str
-    copies: int
-    num_chunks: int
-    seed: int
-    effective_rank: str | None
-    num_nets: int
-    reduce: Reduce
-
-    def measure(self, x: Any, dtype: torch.dtype | None = None) -> DepthProfile:
-        """Return the profile; a `dtype` is what floating inputs are converted to."""
-        skipped: list[nn.Module] = []
-        while True:
-            try:
-                with without_noise_in(skipped):
-                    return self._measure(x, dtype, skipped)
-            except NotImplementedError as error:
-                module = module_without_rule(error)
-                if module is None or module in skipped or "AD" not in str(error):
-                    raise
-                skipped.append(module)
-
-    def _measure(
-        self, x: Any, dtype: torch.dtype | None, skipped: list[nn.Module]
-    ) -> DepthProfile:
-        recorder = Recorder(
-            self.flow,
-            self.reduce,
-            effective_rank=self.effective_rank,
-            num_nets=self.num_nets,
-        )
-        source = NoiseSource(
-            x,
-            self.flow,
-            recorder,
-            copies=self.copies,
-            seed=self.seed,
-            dtype=dtype,
-            reduce=self.reduce,
-        )
-        rules = NoiseRules(self.flow.embeddings, source.look_up)
-        model, forward = self.model, self.forward
-        with (
-            warnings.catch_warnings(),
-            untouched(model, norm_mode=self.norm_mode, reduce=self.reduce) as run,
-            torch.no_grad(),
-            forward_ad.dual_level(),
-        ):
-            # Of torch's own doing, in its forward-mode rules and backend flags.
-            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
-            warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")
-            if self.num_chunks > 1:  # statistics of the batch are those of all chunks
-                whole, empty = source.signal()
-                run(lambda: forward(model, whole), empty=empty)
-            for chunk, empty in source.chunks(self.num_chunks):
-
-                def visited(chunk: Any = chunk) -> None:
-                    with visiting(model, self.flow.sites, recorder):
-                        forward(model, chunk)
-
-                with rules:
-                    run(visited, empty=empty)
-            names = {module: name for name, module in model.named_modules()}
-            lacking = [*rules.without_rule, *(names[m] for m in skipped)]
-            return profile_of(self.flow, recorder, source.keys, lacking)
+def _site_moments(
+    site: Site,
+    flow: Flow,
+    recorder: Recorder,
+    log_chi: dict[str, Tensor],
+    unit: Tensor,
+) -> SiteMoments:
+    own = recorder.moments(site.name)
+    signal, here = own.signal, log_chi[site.name]
+    before: dict[str, Tensor] = {}
+    delta = None
+    if site.kind == "addition":
+        skip = recorder.moments(f"{site.name}#skip")
+        branch = recorder.moments(f"{site.name}#branch")
+        delta = (here - skip.log_sensitivity(unit)).exp()
+        added, kept = branch.signal, skip.signal
+        before["branch_share"] = added.mu2 / (added.mu2 + kept.mu2)
+        before["identity_deviation"] = (added.nu2 / kept.nu2).sqrt()
+    elif len(flow.sources[site.name]) == 1:
+        (source,) = flow.sources[site.name]
+        delta = (here - log_chi[source]).exp()
+    if site.kind == "activation":
+        entering = recorder.moments(f"{site.name}#in")
+        before["delta_phi"] = (here - entering.log_sensitivity(unit)).exp()
+    elif site.kind == "norm" and delta is not None:
+        before["delta_bn"] = delta
+    return SiteMoments(
+        name=site.name,
+        kind=site.kind,
+        mu2=signal.mu2,
+        nu2=signal.nu2,
+        log_noise_power=own.log_noise,
+        log_sensitivity=here,
+        mu4=signal.mu4,
+        nu1=signal.nu1,
+        effective_rank=signal.effective_rank,
+        delta=delta,
+        **before,
+    )

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_resnorm.measures.moments.flow import Flow
 from lit_resnorm.measures.moments.noise import noise_of, signal_of, with_noise
 from lit_resnorm.measures.moments.sums import (
     BLOCK,
@@ -19,8 +18,9 @@ from lit_resnorm.measures.moments.sums import (
     ChannelSums,
     examples_channels_positions,
 )
-from lit_resnorm.measures.observe import Reduce, identity
-from lit_resnorm.measures.sites import Site, Visitor, first_tensor
+from lit_resnorm.measures.passes.flow import Flow
+from lit_resnorm.measures.passes.sites import Site, Visitor, first_tensor
+from lit_resnorm.measures.passes.untouched import Reduce, identity
 
 # Noise is rescaled once its root mean square leaves 2**-8 ... 2**8: by a power of two,
 # which changes no digit, and early enough for half precision.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_resnorm.measures.moments.sums import ChannelSums
-from lit_resnorm.measures.observe import Reduce, identity
+from lit_resnorm.measures.passes.untouched import Reduce, identity
 
 
 def raw_moment(x: Tensor, p: int, *, reduce: Reduce = identity) -> Tensor:

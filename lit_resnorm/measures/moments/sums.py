@@ -13,7 +13,7 @@ import torch
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
-from lit_resnorm.measures.observe import Reduce, identity
+from lit_resnorm.measures.passes.untouched import Reduce, identity
 
 # Entries converted to float64 at a time: what a core's cache holds.
 BLOCK = 1 << 16

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_resnorm.measures.observe import untouched
 from lit_resnorm.measures.passes.batches import leaves, mapped, num_rows, take_rows
+from lit_resnorm.measures.passes.untouched import untouched
 
 
 def examples_first(batch: Any, batch_dim: int) -> Any:

@@ -139,8 +139,8 @@ def occupied(batch: Any) -> tuple[Any, bool]:
     A rank that holds no example still runs every pass, so that it makes the same
     collectives as the others. It runs them on one row of zeros whose values count for
     nothing: pass the second value as `empty` to the runner of
-    :func:`~lit_resnorm.measures.observe.untouched`, and leave the dummy row out of
-    every sum.
+    :func:`~lit_resnorm.measures.passes.untouched.untouched`, and leave the dummy row
+    out of every sum.
     """
     if num_rows(batch):
         return batch, False

@@ -10,7 +10,7 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
 from lit_resnorm.data.gaussian import gaussian_inputs
-from lit_resnorm.measures.observe import untouched
+from lit_resnorm.measures.passes.untouched import untouched
 from lit_resnorm.papers.furusho2020.source import build
 from lit_resnorm.papers.item import Row, Settings, cell_seed
 

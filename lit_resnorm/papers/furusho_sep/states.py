@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_resnorm.data import MNIST
 from lit_resnorm.data.gaussian import gaussian_inputs
-from lit_resnorm.measures.observe import untouched
+from lit_resnorm.measures.passes.untouched import untouched
 from lit_resnorm.papers.furusho2020.source import build
 from lit_resnorm.papers.item import Row, Settings, cell_seed
 from lit_resnorm.papers.summaries import Curve, curve, where

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lit_resnorm.measures.fisher.examples import Examples
-from lit_resnorm.measures.fisher.heads import Head
+from lit_resnorm.measures.fisher.head import Head
 from lit_resnorm.measures.fisher.network import Network
-from lit_resnorm.measures.observe import Passes, take_rows
+from lit_resnorm.measures.passes.untouched import Passes, take_rows
 
 Way = Callable[[list[Tensor], Tensor], None]
 """Takes tangents of the parameters and fills in each coefficient's product."""

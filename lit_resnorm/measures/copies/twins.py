@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_resnorm.measures.attributes import (
+from lit_resnorm.measures.copies.attributes import (
     Attributes,
     with_attributes_after,
     with_state,
 )
-from lit_resnorm.measures.copies import (
+from lit_resnorm.measures.copies.copies import (
     Bound,
     Copies,
     Losses,
@@ -27,10 +27,10 @@ from lit_resnorm.measures.copies import (
     trained_parameters,
     with_buffers,
 )
-from lit_resnorm.measures.observe import Reduce, take_rows
-from lit_resnorm.measures.parameter_writes import parameters_kept
-from lit_resnorm.measures.rehearsal import Around, Rehearsal, rehearse
-from lit_resnorm.measures.stacked_optimizer import StackedOptimizer, check_elementwise
+from lit_resnorm.measures.copies.first_pass import Around, Rehearsal, rehearse
+from lit_resnorm.measures.copies.optimizer import StackedOptimizer, check_elementwise
+from lit_resnorm.measures.passes.parameter_writes import parameters_kept
+from lit_resnorm.measures.passes.untouched import Reduce, take_rows
 
 
 @dataclass(frozen=True)

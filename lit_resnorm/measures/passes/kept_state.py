@@ -5,7 +5,7 @@ as attributes, hidden states), so what it writes into them never reaches the run
 nor a graph that has saved them. Whatever else hangs on a module is put back
 afterwards: attributes, containers and their contents, counters, random generators,
 NumPy arrays, objects of the project's own classes. Parameters are not copied here; see
-:mod:`~lit_resnorm.measures.parameter_writes`.
+:mod:`~lit_resnorm.measures.passes.parameter_writes`.
 """
 
 from __future__ import annotations

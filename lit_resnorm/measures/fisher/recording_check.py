@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from lit_resnorm.measures.fisher.network import Network
-from lit_resnorm.measures.fisher.recorder import Recorder
+from lit_resnorm.measures.fisher.parameter_uses import Embedding, Outer, Scale, Use
+from lit_resnorm.measures.fisher.recording import Recorder
 from lit_resnorm.measures.fisher.shards import Shards
-from lit_resnorm.measures.fisher.uses import Embedding, Outer, Scale, Use
-from lit_resnorm.measures.observe import Passes, num_rows, take_rows
+from lit_resnorm.measures.passes.untouched import Passes, num_rows, take_rows
 
 
 @dataclass(frozen=True)

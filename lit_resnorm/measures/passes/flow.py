@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lit_resnorm.measures.passes.batches import leaves
-from lit_resnorm.measures.sites import Site
-from lit_resnorm.measures.walk import Walk
+from lit_resnorm.measures.passes.forward_walk import Walk
+from lit_resnorm.measures.passes.sites import Site
 
 INPUT = "input"
 

@@ -1,8 +1,8 @@
 """Places in a network, in the order of execution, and visits to them.
 
 A *site* is an application of a leaf module, a functional activation, or the addition
-that ends a residual branch. :func:`~lit_resnorm.measures.tracing.trace` finds them in
-one forward pass of any network; nothing is converted. :func:`visiting` calls a
+that ends a residual branch. :func:`~lit_resnorm.measures.passes.tracing.trace` finds
+them in one forward pass of any network; nothing is converted. :func:`visiting` calls a
 :class:`Visitor` at each of them in later passes. All probes share these names, so that
 their tables join.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lit_resnorm.measures.walk import Walk
+from lit_resnorm.measures.passes.forward_walk import Walk
 
 Kind = Literal["activation", "norm", "addition", "module"]
 

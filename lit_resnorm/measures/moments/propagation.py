@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lit_resnorm.measures.moments.abreast import side_by_side
-from lit_resnorm.measures.moments.profile import (
+from lit_resnorm.measures.copies.side_by_side import side_by_side
+from lit_resnorm.measures.moments.profile import DepthProfile
+from lit_resnorm.measures.moments.signal_and_noise import (
     flow_between_sites,
     signal_and_noise,
 )
-from lit_resnorm.measures.moments.records import DepthProfile
 
 Draw = Callable[[], tuple[nn.Module, Tensor]]
 

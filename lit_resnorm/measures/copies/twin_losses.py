@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_resnorm.measures.attributes import Attributes, with_state
-from lit_resnorm.measures.copies import Bound, Losses
-from lit_resnorm.measures.observe import Reduce, identity, occupied, untouched
+from lit_resnorm.measures.copies.attributes import Attributes, with_state
+from lit_resnorm.measures.copies.copies import Bound, Losses
+from lit_resnorm.measures.passes.untouched import Reduce, identity, occupied, untouched
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_resnorm.measures.fisher.uses import Outer, Use, outer_rows
+from lit_resnorm.measures.fisher.parameter_uses import Outer, Use, outer_rows
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lit_resnorm.measures.attributes import (
+from lit_resnorm.measures.copies.attributes import (
     Attributes,
     attributes,
     changed,
     with_attributes_after,
     with_state,
 )
-from lit_resnorm.measures.copies import Bound, Losses, eager, with_buffers
-from lit_resnorm.measures.observe import num_rows
+from lit_resnorm.measures.copies.copies import Bound, Losses, eager, with_buffers
+from lit_resnorm.measures.passes.untouched import num_rows
 
 Around = Callable[[], AbstractContextManager[Any]]
 """Makes the context of a forward pass, which may set random states."""

@@ -13,8 +13,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from lit_resnorm.measures.fisher.handlers import HANDLERS, Function, Recorded
-from lit_resnorm.measures.fisher.uses import Use
+from lit_resnorm.measures.fisher.function_uses import HANDLERS, Function, Recorded
+from lit_resnorm.measures.fisher.parameter_uses import Use
 
 
 @cache

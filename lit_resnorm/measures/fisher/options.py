@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from lit_resnorm.measures.fisher.heads import check_output
+from lit_resnorm.measures.fisher.head import check_output
 from lit_resnorm.measures.fisher.measurement import Measurement
 from lit_resnorm.measures.fisher.routes import Wanted
 from lit_resnorm.measures.fisher.start import usable_start

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_resnorm.measures.fisher.uses import (
+from lit_resnorm.measures.fisher.parameter_uses import (
     Convolution,
     Embedding,
     Linear,

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules import activation as activation_modules
 from torch.utils import _pytree as pytree
 
-from lit_resnorm.measures.sites import Kind, Site, first_tensor
-from lit_resnorm.measures.walk import ACTIVATIONS, Walk
+from lit_resnorm.measures.passes.forward_walk import ACTIVATIONS, Walk
+from lit_resnorm.measures.passes.sites import Kind, Site, first_tensor
 
 NORMS = (
     nn.modules.batchnorm._BatchNorm,

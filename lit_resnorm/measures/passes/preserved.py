@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lit_resnorm.measures.kept_state import state_kept
-from lit_resnorm.measures.parameter_writes import parameters_kept
+from lit_resnorm.measures.passes.kept_state import state_kept
+from lit_resnorm.measures.passes.parameter_writes import parameters_kept
 
 
 @dataclass(frozen=True)

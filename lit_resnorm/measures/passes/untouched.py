@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lit_resnorm.measures.batch_norms import (
+from lit_resnorm.measures.passes.batch_norms import (
     BATCH_NORMS,
     NormCall,
     batch_statistics,
 )
-from lit_resnorm.measures.checkpointing import uncheckpointed
-from lit_resnorm.measures.kept_state import state_kept
-from lit_resnorm.measures.lazy_layers import check_initialised
 from lit_resnorm.measures.passes.batches import num_rows as num_rows
 from lit_resnorm.measures.passes.batches import occupied as occupied
 from lit_resnorm.measures.passes.batches import take_rows as take_rows
-from lit_resnorm.measures.preserved import module_state, random_state, uncompiled
+from lit_resnorm.measures.passes.checkpointing import uncheckpointed
+from lit_resnorm.measures.passes.kept_state import state_kept
+from lit_resnorm.measures.passes.lazy_layers import check_initialised
+from lit_resnorm.measures.passes.preserved import module_state, random_state, uncompiled
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over ranks and returns a new one; all ranks call it equally often."""

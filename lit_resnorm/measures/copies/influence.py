@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_resnorm.measures.copies import Bound, Copies
-from lit_resnorm.measures.observe import (
+from lit_resnorm.measures.copies.copies import Bound, Copies
+from lit_resnorm.measures.passes.untouched import (
     Reduce,
     identity,
     num_rows,

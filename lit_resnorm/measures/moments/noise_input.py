@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_resnorm.measures.moments.flow import Flow
 from lit_resnorm.measures.moments.noise import example_noise, with_noise
 from lit_resnorm.measures.moments.recorder import Recorder
 from lit_resnorm.measures.moments.sums import ChannelSums
-from lit_resnorm.measures.observe import Reduce
 from lit_resnorm.measures.passes.batches import (
     leaves,
     mapped,
@@ -21,6 +19,8 @@ from lit_resnorm.measures.passes.batches import (
     occupied,
     take_rows,
 )
+from lit_resnorm.measures.passes.flow import Flow
+from lit_resnorm.measures.passes.untouched import Reduce
 
 
 class NoiseSource:

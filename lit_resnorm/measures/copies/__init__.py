@@ -1,0 +1,1 @@
+"""Several copies of a network at once: one stack of weights, twins, stability."""
