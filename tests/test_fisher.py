@@ -6,10 +6,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from lit_resnorm.measures.fisher import (
+    FisherOptions,
     empirical_fisher_spectrum,
-    fisher_gram,
     fisher_spectrum,
 )
+from lit_resnorm.measures.fisher.gram import gram_matrix
+from lit_resnorm.measures.fisher.measurement import measurement
 
 EXACT = {"rtol": 1e-9, "atol": 0.0}
 every_case = pytest.mark.parametrize("name", CASES)
@@ -305,12 +307,31 @@ def test_linear_regressions_spectrum_is_that_of_the_inputs_second_moment():
     assert_close(scaled.eigenvalues, found.eigenvalues * 2 / 3, **EXACT)
 
 
+def test_targets_make_the_empirical_matrix_by_either_name():
+    model, x = case("circular")
+    y = torch.arange(len(x)) % 2
+    found = fisher_spectrum(model, x, targets=y)
+    assert_close(
+        found.eigenvalues, empirical_fisher_spectrum(model, x, y).eigenvalues, **EXACT
+    )
+    assert found.trace != pytest.approx(fisher_spectrum(model, x).trace, rel=1e-3)
+
+
+def test_an_option_that_there_is_none_of_is_refused_by_name():
+    model, x = case("circular")
+    with pytest.raises(TypeError, match="num_eigenvectors"):
+        fisher_spectrum(model, x, num_eigenvectors=3)
+
+
 def test_gram_matrix_bounds_the_largest_eigenvalue_from_both_sides():
     model, x = case("circular")
-    gram = fisher_gram(model, x)
+    options = FisherOptions()
+    with measurement(model, x, options) as measured:
+        gram = gram_matrix(measured.sweep, options.memory)
     largest = fisher_spectrum(model, x).max
     assert gram.norm() ** 2 / gram.trace() <= largest <= gram.norm() <= gram.trace()
-    coupled = fisher_gram(model, x, norm_mode="train")
+    with measurement(model, x, FisherOptions(norm_mode="train")) as measured:
+        coupled = measured.products()(measured.units())
     found = fisher_spectrum(model, x, norm_mode="train")
     assert_close(torch.linalg.eigvalsh(coupled)[-1], found.eigenvalues[0], **EXACT)
 

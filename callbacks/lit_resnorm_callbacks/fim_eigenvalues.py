@@ -11,9 +11,9 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lit_resnorm.measures.fisher import (
+    FisherOptions,
     FisherSpectrum,
     apart,
-    check_arguments,
     check_readable,
     fisher_spectrum,
 )
@@ -204,7 +204,7 @@ class FIMEigenvalueProbe(Probe):
         self.per_layer = per_layer
         self.memory = memory
         self._vectors: Tensor | None = None
-        check_arguments(output=output, num_eigenvalues=num_eigenvalues, tol=tol)
+        FisherOptions(output=output, num_eigenvalues=num_eigenvalues, tol=tol)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the base's state and the dual eigenvectors of the last measurement."""
@@ -301,7 +301,7 @@ class FIMEigenvalueProbe(Probe):
             )
 
     def _spectrum(
-        self, module: LightningModule, batch: Batch, **asked: Any
+        self, module: LightningModule, batch: Batch, **options: Any
     ) -> FisherSpectrum:
         return fisher_spectrum(
             module,
@@ -313,7 +313,7 @@ class FIMEigenvalueProbe(Probe):
             class_dim=self.likelihood.class_dim,
             loss_scale=self.likelihood.scale(module, batch),
             memory=self.memory,
-            **asked,
+            **options,
         )
 
     def _rates(self, module: LightningModule, lambda_max: float) -> dict[str, float]:

@@ -2,20 +2,18 @@
 
 from lit_resnorm.measures.fisher.measurement import apart
 from lit_resnorm.measures.fisher.network import check_readable
-from lit_resnorm.measures.fisher.options import check_arguments
+from lit_resnorm.measures.fisher.options import FisherOptions
 from lit_resnorm.measures.fisher.result import FisherSpectrum
 from lit_resnorm.measures.fisher.spectrum import (
     empirical_fisher_spectrum,
-    fisher_gram,
     fisher_spectrum,
 )
 
 __all__ = [
+    "FisherOptions",
     "FisherSpectrum",
     "apart",
-    "check_arguments",
     "check_readable",
     "empirical_fisher_spectrum",
-    "fisher_gram",
     "fisher_spectrum",
 ]

@@ -1,4 +1,4 @@
-"""Parameters in blocks, and what each block adds to the trace.
+"""Parameters in blocks, what each block adds to the trace, and whose layer it is.
 
 A block is a weight with its bias, or whatever else always enters the network together.
 
@@ -8,17 +8,20 @@ outputs, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_resnorm.measures.fisher.parameter_uses import Outer, Use, outer_rows
+from lit_resnorm.measures.fisher.parameter_uses import OuterUse, Use, outer_rows
+from lit_resnorm.measures.passes.sites import Site
+from lit_resnorm.measures.passes.tracing import trace
 
 
 @dataclass(frozen=True)
-class Block:
+class ParameterBlock:
     """Parameters that enter the network together.
 
     Attributes:
@@ -109,22 +112,22 @@ class Leavings:
             [
                 use.right(grad, self.num_rows)
                 for use, grad in self.pairs()
-                if isinstance(use, Outer)
+                if isinstance(use, OuterUse)
             ]
         )
 
 
-def outer_uses(uses: Sequence[Use]) -> list[Outer]:
+def outer_uses(uses: Sequence[Use]) -> list[OuterUse]:
     """Return the uses that are outer products: all of a block's or none."""
-    return [use for use in uses if isinstance(use, Outer)]
+    return [use for use in uses if isinstance(use, OuterUse)]
 
 
 def left_products(left_MIT: Tensor, left_IT: Tensor) -> Tensor:
     """Return the inner products of inputs at all positions, shape `(M, T', T)`.
 
     Args:
-        left_MIT: Of M rows, as :meth:`Outer.left` gives them: `(M, I, T')`, or indices
-            `(M, T')`.
+        left_MIT: Of M rows, as :meth:`OuterUse.left` gives them: `(M, I, T')`, or
+            indices `(M, T')`.
         left_IT: Of one row.
     """
     if left_MIT.is_floating_point():
@@ -134,7 +137,7 @@ def left_products(left_MIT: Tensor, left_IT: Tensor) -> Tensor:
 
 def find_blocks(
     uses: Sequence[Use], general: set[str], parameters: Mapping[str, Tensor]
-) -> tuple[Block, ...]:
+) -> tuple[ParameterBlock, ...]:
     """Return the blocks of the parameters that a pass used, in order of first use.
 
     Parameters that enter together at one place and apart at another, or in two kinds
@@ -152,16 +155,44 @@ def find_blocks(
     while linked := {n for k in places if loose & set(k) for n in k} - loose:
         loose |= linked
     blocks = [
-        Block(names, tuple(parameters[n].shape for n in names), tuple(at))
+        ParameterBlock(names, tuple(parameters[n].shape for n in names), tuple(at))
         for names, at in places.items()
         if not loose & set(names)
     ]
-    blocks += [Block((n,), (p.shape,), ()) for n, p in parameters.items() if n in loose]
+    blocks += [
+        ParameterBlock((n,), (p.shape,), ())
+        for n, p in parameters.items()
+        if n in loose
+    ]
     return tuple(blocks)
 
 
+def layers_by_site(
+    model: nn.Module, blocks: Sequence[ParameterBlock], forward: Callable[[], Any]
+) -> dict[str, tuple[ParameterBlock, ...]]:
+    """Return the blocks of each parameter-owning module, by site, in order.
+
+    A module is named by its first application. One that is no site itself takes the
+    number of the first site inside it (a vision transformer with its class token), or
+    of the site that it is a part of (the output projection within an attention).
+
+    Args:
+        model: Its submodules own the parameters.
+        blocks: All blocks; each belongs to the owner of its first parameter.
+        forward: One pass of the model, on a few examples.
+    """
+    sites = trace(model, forward)
+    owned: dict[str, list[ParameterBlock]] = {}
+    for block in blocks:
+        owner = block.names[0].rpartition(".")[0].replace("_orig_mod.", "")
+        owned.setdefault(owner.removesuffix("_orig_mod").strip("."), []).append(block)
+    root = type(model).__name__.lower()
+    named = {_site_name(owner, root, sites): tuple(b) for owner, b in owned.items()}
+    return dict(sorted(named.items()))
+
+
 def _kind(use: Use) -> tuple[object, ...]:
-    if isinstance(use, Outer):
+    if isinstance(use, OuterUse):
         return type(use), use.num_inputs, use.num_outputs
     return (type(use),)
 
@@ -173,3 +204,17 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 def _squares(rows: Tensor) -> Tensor:
     # Each seed's squares in the rows' own precision, their sum in float64.
     return rows.square().sum(dim=-1).sum(dtype=torch.float64)
+
+
+def _site_name(owner: str, root: str, sites: Sequence[Site]) -> str:
+    numbered = [site.name.split(".", 1) for site in sites]
+    for number, path in numbered:
+        if path == owner:
+            return f"{number}.{path}"
+    for number, path in numbered:
+        if not owner or path.startswith(f"{owner}."):
+            return f"{number}.{owner or root}"
+    for number, path in numbered:
+        if owner.startswith(f"{path}."):
+            return f"{number}.{owner}"
+    return f"{numbered[-1][0] if numbered else '000'}.{owner}"

@@ -32,7 +32,7 @@ def matrix_is_cheaper(of: Measurement, num_eigenvalues: int) -> bool:
     rows, seeds = examples.shards.total, examples.num_seeds
     for block in of.sweep.blocks:
         if uses := outer_uses(block.uses(of.sweep.traced)):
-            sizes = Sizes.of(uses)
+            sizes = Sizes.of_uses(uses)
             forward += rows * sizes.positions * sizes.inputs * sizes.outputs
             matrix += sizes.work(rows, seeds)
         else:

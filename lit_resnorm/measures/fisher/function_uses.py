@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_resnorm.measures.fisher.parameter_uses import (
-    Convolution,
-    Embedding,
-    Linear,
-    Scale,
+    ConvolutionUse,
+    EmbeddingUse,
+    LinearUse,
+    ScaleUse,
     Use,
     conv_padding,
 )
@@ -28,7 +28,7 @@ Function = Callable[..., Any]
 Names = Callable[[Any], tuple[str, ...]]
 """Gives a tensor's name as a trainable parameter, or nothing."""
 
-Recorded = tuple[Tensor, Use] | None
+RecordedUse = tuple[Tensor, Use] | None
 
 
 def _linear(
@@ -37,7 +37,7 @@ def _linear(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-) -> Recorded:
+) -> RecordedUse:
     name, bias_name = name_of(weight), name_of(bias)
     plain = weight.ndim == 2 and (bias is None or bias.shape == weight.shape[:1])
     if not plain or not (name or bias_name):
@@ -45,7 +45,7 @@ def _linear(
     output = func(input, weight, bias)
     if not name:
         return output, _bias(output, bias_name, output.ndim - 1)
-    use = Linear(
+    use = LinearUse(
         (*name, *bias_name),
         output.shape,
         input=input.detach(),
@@ -66,7 +66,7 @@ def _convolution(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-) -> Recorded:
+) -> RecordedUse:
     name, bias_name = name_of(weight), name_of(bias)
     if input.ndim != weight.ndim or (name and groups != 1) or not (name or bias_name):
         return None
@@ -75,7 +75,7 @@ def _convolution(
         return output, _bias(output, bias_name, 1)
     kernel = tuple(weight.shape[2:])
     steps = _each(dilation, len(kernel))
-    use = Convolution(
+    use = ConvolutionUse(
         (*name, *bias_name),
         output.shape,
         input=input.detach(),
@@ -100,14 +100,14 @@ def _embedding(
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
-) -> Recorded:
+) -> RecordedUse:
     if max_norm is not None or scale_grad_by_freq or sparse or not name_of(weight):
         return None
     output = func(input, weight, padding_idx, max_norm, norm_type)
     index = input.detach()
     if padding_idx is not None:  # its row gets no gradient
         index = index.masked_fill(index == padding_idx % weight.shape[0], -1)
-    use = Embedding(
+    use = EmbeddingUse(
         name_of(weight),
         output.shape,
         input=index,
@@ -128,7 +128,7 @@ def _statistic_norm(
     bias: Tensor | None = None,
     *args: Any,
     **kwargs: Any,
-) -> Recorded:
+) -> RecordedUse:
     if not name_of(weight) and not name_of(bias):
         return None
     normed = func(input, running_mean, running_var, None, None, *args, **kwargs)
@@ -143,7 +143,7 @@ def _group_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Recorded:
+) -> RecordedUse:
     if not name_of(weight) and not name_of(bias):
         return None
     normed = func(input, num_groups, None, None, eps)
@@ -158,7 +158,7 @@ def _layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Recorded:
+) -> RecordedUse:
     if not name_of(weight) and not name_of(bias):
         return None
     normed = func(input, normalized_shape, None, None, eps)
@@ -172,23 +172,23 @@ def _rms_norm(
     normalized_shape: Any,
     weight: Tensor | None = None,
     eps: float | None = None,
-) -> Recorded:
+) -> RecordedUse:
     if not name_of(weight):
         return None
     return _affine(name_of, func(input, normalized_shape, None, eps), weight, None)
 
 
-def _multiply(name_of: Names, func: Function, input: Any, other: Any) -> Recorded:
+def _multiply(name_of: Names, func: Function, input: Any, other: Any) -> RecordedUse:
     return _broadcast(name_of, func, input, other, product=True)
 
 
-def _add(name_of: Names, func: Function, input: Any, other: Any) -> Recorded:
+def _add(name_of: Names, func: Function, input: Any, other: Any) -> RecordedUse:
     return _broadcast(name_of, func, input, other, product=False)
 
 
 def _broadcast(
     name_of: Names, func: Function, input: Any, other: Any, *, product: bool
-) -> Recorded:
+) -> RecordedUse:
     if not isinstance(input, Tensor) or not isinstance(other, Tensor):
         return None
     parameters = [operand for operand in (input, other) if name_of(operand)]
@@ -196,7 +196,7 @@ def _broadcast(
         return None
     factor = other if parameters[0] is input else input
     output = func(input, other)
-    use = Scale(
+    use = ScaleUse(
         name_of(parameters[0]),
         output.shape,
         factor=factor.detach() if product else None,
@@ -234,7 +234,7 @@ def _affine(
     elif bias is not None:
         output = normed + bias.view(view)
     name, bias_name = name_of(weight), name_of(bias)
-    use = Scale(
+    use = ScaleUse(
         (*name, *bias_name),
         output.shape,
         factor=normed.detach() if name else None,
@@ -243,8 +243,8 @@ def _affine(
     return output, use
 
 
-def _bias(output: Tensor, names: tuple[str, ...], dim: int) -> Scale:
-    return Scale(names, output.shape, None, _along(output.shape, dim))
+def _bias(output: Tensor, names: tuple[str, ...], dim: int) -> ScaleUse:
+    return ScaleUse(names, output.shape, None, _along(output.shape, dim))
 
 
 def _along(shape: torch.Size, dim: int) -> tuple[int, ...]:
@@ -257,7 +257,7 @@ def _each(value: Any, num: int) -> tuple[int, ...]:
     )
 
 
-HANDLERS: dict[Function, Callable[..., Recorded]] = {
+HANDLERS: dict[Function, Callable[..., RecordedUse]] = {
     F.linear: _linear,
     F.conv1d: _convolution,
     F.conv2d: _convolution,

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lit_resnorm.measures.fisher.blocks import Block, Leavings, left_products
+from lit_resnorm.measures.fisher.blocks import Leavings, ParameterBlock, left_products
 from lit_resnorm.measures.fisher.parameter_uses import outer_rows
 from lit_resnorm.measures.fisher.shards import Shards
 from lit_resnorm.measures.fisher.stores import Store
 from lit_resnorm.measures.fisher.sweep import Sweep, slices
 
-EachBlock = Callable[[Block, Tensor], None]
+EachBlock = Callable[[ParameterBlock, Tensor], None]
 
 _TILE = 192  # rows of a tile of the Gram matrix: fits the cache, feeds the product
 
@@ -54,9 +54,9 @@ def gram_matrix(
     return _whole(gram_DD, shards)
 
 
-def _groups(sweep: Sweep, memory: int) -> Iterator[list[Block]]:
+def _groups(sweep: Sweep, memory: int) -> Iterator[list[ParameterBlock]]:
     # From the last block on: passes to late blocks alone are short.
-    group: list[Block] = []
+    group: list[ParameterBlock] = []
     taken = 0
     for block in reversed(sweep.blocks):
         size = Store(block, sweep).num_bytes
@@ -141,12 +141,12 @@ def _times(rows: slice, num: int) -> slice:
     return slice(rows.start * num, rows.stop * num)
 
 
-def parameter_matrix(sweep: Sweep) -> tuple[Tensor, dict[Block, Tensor]]:
+def parameter_matrix(sweep: Sweep) -> tuple[Tensor, dict[ParameterBlock, Tensor]]:
     """Return the Fisher matrix itself, for few parameters, and each block's places.
 
     Parameters that no pass uses are left out: their rows are zero.
     """
-    places: dict[Block, Tensor] = {}
+    places: dict[ParameterBlock, Tensor] = {}
     size = 0
     for block in sweep.blocks:
         places[block] = torch.arange(size, size + block.num_parameters)
@@ -156,7 +156,7 @@ def parameter_matrix(sweep: Sweep) -> tuple[Tensor, dict[Block, Tensor]]:
     )
     parts: list[Tensor] = []
 
-    def add(block: Block, left: Leavings) -> None:
+    def add(block: ParameterBlock, left: Leavings) -> None:
         parts.append(block.rows(left).flatten(0, 1))
         if len(parts) == len(places):
             rows_DP = torch.cat(parts, dim=1)

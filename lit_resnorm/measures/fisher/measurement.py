@@ -14,19 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lit_resnorm.measures.fisher.examples import Examples
-from lit_resnorm.measures.fisher.head import Layout
-from lit_resnorm.measures.fisher.network import Forward, Network
-from lit_resnorm.measures.fisher.parameter_uses import Convolution
+from lit_resnorm.measures.fisher.head import Layout, WeightedExamples
+from lit_resnorm.measures.fisher.network import Network
+from lit_resnorm.measures.fisher.options import FisherOptions
+from lit_resnorm.measures.fisher.parameter_uses import ConvolutionUse
 from lit_resnorm.measures.fisher.products import Products
-from lit_resnorm.measures.fisher.recording import Recorder
+from lit_resnorm.measures.fisher.recording import UseRecorder
 from lit_resnorm.measures.fisher.recording_check import examine
 from lit_resnorm.measures.fisher.shards import Shards
 from lit_resnorm.measures.fisher.sweep import Sweep
 from lit_resnorm.measures.passes.batches import mapped, num_rows, occupied, take_rows
 from lit_resnorm.measures.passes.untouched import (
     Passes,
-    Reduce,
     check_norm_mode,
     identity,
     untouched,
@@ -37,48 +36,21 @@ KEPT_GRAPHS = 2**30
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is measured, and how; the arguments of the public functions.
-
-    Attributes:
-        output: Distribution of the output: `softmax`, `bernoulli` or `gaussian`.
-        norm_mode: `frozen`, `eval` or `train`.
-        reduce: Sums a tensor over ranks.
-        forward: How the model is applied.
-        class_dim: Dimension of the output that counts an example's outputs.
-        weights: Weight of each example, shape `(N,)` or `(N, positions...)`.
-        targets: Observed labels: the empirical Fisher.
-        loss_scale: Factor on the loss.
-        memory: Bytes that gradients and what is kept of them may take.
-    """
-
-    output: str
-    norm_mode: str
-    reduce: Reduce
-    forward: Forward
-    class_dim: int | None
-    weights: Tensor | None
-    targets: Tensor | None
-    loss_scale: float
-    memory: int
-
-
-@dataclass(frozen=True)
 class Measurement:
     """A model and a probe batch, ready for passes.
 
     Attributes:
         sweep: Passes to the layers, row by row; not where rows are coupled.
         coupled: Whether a row's output depends on the other rows.
-        memory: Bytes that may be taken.
+        options: What is measured, and how.
     """
 
     sweep: Sweep
     coupled: bool
-    memory: int
+    options: FisherOptions
 
     @property
-    def examples(self) -> Examples:
+    def examples(self) -> WeightedExamples:
         """The probe batch."""
         return self.sweep.examples
 
@@ -86,6 +58,16 @@ class Measurement:
     def num_parameters(self) -> int:
         """Number of trainable parameters."""
         return self.sweep.network.num_parameters
+
+    @property
+    def num_eigenvalues(self) -> int | None:
+        """Eigenvalues that are wanted; None: all non-zero ones."""
+        return self.options.count(min(self.num_parameters, self.examples.dim))
+
+    @property
+    def layer_eigenvalues(self) -> int | None:
+        """Eigenvalues that are wanted of each layer's block."""
+        return self.options.layer_count(min(self.num_parameters, self.examples.dim))
 
     def units(self) -> Tensor:
         """Return the unit vectors of the dual space, as columns."""
@@ -104,8 +86,8 @@ class Measurement:
         size = 3 * self.sweep.row_bytes
         keep = self.coupled or rows * size <= KEPT_GRAPHS
         if not keep:
-            rows = max(1, self.memory // size)
-        small = not any(isinstance(use, Convolution) for use in self.sweep.traced)
+            rows = max(1, self.options.memory // size)
+        small = not any(isinstance(use, ConvolutionUse) for use in self.sweep.traced)
         return Products(
             self.sweep.network,
             self.sweep.run,
@@ -127,19 +109,21 @@ def apart(model: nn.Module, norm_mode: str) -> str:
 
 
 @contextmanager
-def measurement(model: nn.Module, x: Any, settings: Settings) -> Iterator[Measurement]:
+def measurement(
+    model: nn.Module, x: Any, options: FisherOptions
+) -> Iterator[Measurement]:
     """Set up a measurement; the model is untouched during and after it.
 
     Raises:
         ValueError: If the model has no trainable parameter, if all ranks together hold
-            no example, or if the output does not fit the settings.
+            no example, or if the output does not fit the options.
     """
-    norm_mode = check_norm_mode(settings.norm_mode)
-    network = Network(model, settings.forward)
+    norm_mode = check_norm_mode(options.norm_mode)
+    network = Network(model, options.forward)
     x = mapped(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, x)
     # In mode train every rank holds the whole batch: there is nothing to sum.
-    reduce = identity if norm_mode == "train" else settings.reduce
-    shards = Shards.of(num_rows(x), reduce, network.device)
+    reduce = identity if norm_mode == "train" else options.reduce
+    shards = Shards.of_batch(num_rows(x), reduce, network.device)
     if not shards.total:
         raise ValueError("the probe batch holds no example on any rank")
     # The fused attention kernels have no rules for forward mode and for vectorisation.
@@ -150,10 +134,10 @@ def measurement(model: nn.Module, x: Any, settings: Settings) -> Iterator[Measur
         filled, empty = occupied(x)
         passes = _FirstPasses(network, run, filled, empty, shards)
         recorder, output, coupled = passes()
-        examples = _examples(x, output, shards, settings)
-        sweep = Sweep(network, run, examples, max(1, settings.memory // 4))
+        examples = _examples(x, output, shards, options)
+        sweep = Sweep(network, run, examples, max(1, options.memory // 4))
         sweep.follow(recorder, together=passes.separable)
-        yield Measurement(sweep, coupled, settings.memory)
+        yield Measurement(sweep, coupled, options)
 
 
 @dataclass
@@ -176,7 +160,7 @@ class _FirstPasses:
     shards: Shards
     separable: bool = True
 
-    def __call__(self) -> tuple[Recorder, Tensor, bool]:
+    def __call__(self) -> tuple[UseRecorder, Tensor, bool]:
         """Return what a pass found, its output, and whether rows are coupled.
 
         The pass is one on a single row, or where rows are coupled on all.
@@ -215,8 +199,8 @@ class _FirstPasses:
                 self.run(lambda: self.network(twice), scout=True)
             self.run(lambda: self.network(self.x), empty=self.empty)
 
-    def _recorded(self, x: Any, *, scout: bool = False) -> tuple[Recorder, Tensor]:
-        recorder = Recorder(self.network.parameters)
+    def _recorded(self, x: Any, *, scout: bool = False) -> tuple[UseRecorder, Tensor]:
+        recorder = UseRecorder(self.network.parameters)
 
         def recorded() -> Tensor:
             with recorder:
@@ -230,7 +214,7 @@ class _FirstPasses:
             )
         return recorder, output
 
-    def _add_unexplained(self, recorder: Recorder, output: Tensor) -> bool:
+    def _add_unexplained(self, recorder: UseRecorder, output: Tensor) -> bool:
         """Note what gradients show besides; return whether they show coupled rows."""
         found = examine(self.network, self.run, self.x, recorder, output, self.shards)
         recorder.general |= found.otherwise
@@ -239,15 +223,15 @@ class _FirstPasses:
 
 
 def _examples(
-    x: Any, row_output: Tensor, shards: Shards, settings: Settings
-) -> Examples:
-    targets = settings.targets
-    layout = Layout.of(
-        settings.output, row_output.shape, settings.class_dim, targets is not None
+    x: Any, row_output: Tensor, shards: Shards, options: FisherOptions
+) -> WeightedExamples:
+    targets = options.targets
+    layout = Layout.of_output(
+        options.output, row_output.shape, options.class_dim, targets is not None
     )
     positions = layout.to_positions(row_output.detach())
     num, device = num_rows(x), row_output.device
-    weights_NT = _position_weights(settings.weights, num, positions.shape[1], device)
+    weights_NT = _position_weights(options.weights, num, positions.shape[1], device)
     active_NT = weights_NT > 0
     # Positions that count come first in each row; the others take no seed.
     width = shards.largest(int(active_NT.sum(dim=1).max()) if num else 0, device)
@@ -257,9 +241,9 @@ def _examples(
     weight, count = (totals if shards.alone else shards.reduce(totals)).tolist()
     if not count:
         raise ValueError("no position of the probe batch has a positive weight")
-    shares_NT = weights_NT * (settings.loss_scale / weight)
+    shares_NT = weights_NT * (options.loss_scale / weight)
     scales_NT = shares_NT.sqrt().gather(1, slots_NT)
-    return Examples(
+    return WeightedExamples(
         x=x,
         num_rows=num,
         layout=layout,

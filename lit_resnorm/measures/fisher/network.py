@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lit_resnorm.measures.fisher.options import Forward
 from lit_resnorm.measures.passes.batches import mapped, take_rows
 from lit_resnorm.measures.passes.forward_walk import refuse_torchscript
 from lit_resnorm.measures.passes.functional_calls import with_weights
 
-Forward = Callable[[Any, Any], Tensor]
-"""How the model is applied to a batch: `(model, x) -> output`."""
-
 _HALF = (torch.half, torch.bfloat16)
-
-
-def apply(model: nn.Module, x: Any) -> Tensor:
-    """Return `model(x)`: the usual way to apply a model to a batch."""
-    return model(x)
 
 
 class Network:

@@ -54,7 +54,7 @@ class Use(ABC):
 
 
 @dataclass
-class Outer(Use):
+class OuterUse(Use):
     """A use whose gradient is a sum of outer products.
 
     Attributes:
@@ -96,7 +96,7 @@ def outer_rows(left: Tensor, right_NSOT: Tensor, num_inputs: int) -> Tensor:
     return rows.scatter_add_(3, index, right_NSOT * known).flatten(2)
 
 
-class Linear(Outer):
+class LinearUse(OuterUse):
     """`F.linear`: positions are all dimensions but the last."""
 
     def left(self, input: Tensor, num_rows: int) -> Tensor:
@@ -110,18 +110,18 @@ class Linear(Outer):
         return g_SNTO.permute(1, 0, 3, 2)
 
 
-class Embedding(Outer):
+class EmbeddingUse(OuterUse):
     """`F.embedding`: the input is one-hot, given by its indices; -1 is padding."""
 
     def left(self, input: Tensor, num_rows: int) -> Tensor:
         """Return indices as `(N, T)`."""
         return input.reshape(num_rows, -1)
 
-    right = Linear.right
+    right = LinearUse.right
 
 
 @dataclass
-class Convolution(Outer):
+class ConvolutionUse(OuterUse):
     """`F.conv1d`, `conv2d`, `conv3d` in one group: inputs are patches.
 
     Attributes:
@@ -154,7 +154,7 @@ class Convolution(Outer):
 
 
 @dataclass
-class Scale(Use):
+class ScaleUse(Use):
     """Parameters that multiply or are added, broadcast over positions.
 
     Attributes:

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lit_resnorm.measures.fisher.examples import Examples
-from lit_resnorm.measures.fisher.head import Head
+from lit_resnorm.measures.fisher.head import Head, WeightedExamples
 from lit_resnorm.measures.fisher.network import Network
 from lit_resnorm.measures.passes.untouched import Passes, take_rows
 
-Way = Callable[[list[Tensor], Tensor], None]
+WayForth = Callable[[list[Tensor], Tensor], None]
 """Takes tangents of the parameters and fills in each coefficient's product."""
 
 
@@ -56,12 +55,12 @@ class Products:
 
     network: Network
     run: Passes
-    examples: Examples
+    examples: WeightedExamples
     rows_at_once: int
     keep_graphs: bool
     reverse_twice: bool = False
     names: tuple[str, ...] = ()
-    _ways: list[Way] = field(init=False)
+    _ways: list[WayForth] = field(init=False)
     _proven: bool = False
     _graphs: list[_Chunk] = field(default_factory=list)
 

@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from lit_resnorm.measures.fisher.function_uses import HANDLERS, Function, Recorded
+from lit_resnorm.measures.fisher.function_uses import HANDLERS, Function, RecordedUse
 from lit_resnorm.measures.fisher.parameter_uses import Use
 
 
@@ -23,7 +23,7 @@ def _signature_of(function: Callable[..., Any]) -> Signature:
     return signature(function)
 
 
-class Recorder(TorchFunctionMode):
+class UseRecorder(TorchFunctionMode):
     """Records each use of the given parameters.
 
     Affine parameters of a norm are applied apart from the normalisation, so that the
@@ -78,7 +78,7 @@ class Recorder(TorchFunctionMode):
 
     def _handled(
         self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Recorded:
+    ) -> RecordedUse:
         handler = HANDLERS.get(func)
         if handler is None:
             return None

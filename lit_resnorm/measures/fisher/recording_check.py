@@ -18,8 +18,13 @@ import torch
 from torch import Tensor
 
 from lit_resnorm.measures.fisher.network import Network
-from lit_resnorm.measures.fisher.parameter_uses import Embedding, Outer, Scale, Use
-from lit_resnorm.measures.fisher.recording import Recorder
+from lit_resnorm.measures.fisher.parameter_uses import (
+    EmbeddingUse,
+    OuterUse,
+    ScaleUse,
+    Use,
+)
+from lit_resnorm.measures.fisher.recording import UseRecorder
 from lit_resnorm.measures.fisher.shards import Shards
 from lit_resnorm.measures.passes.untouched import Passes, num_rows, take_rows
 
@@ -43,7 +48,7 @@ def examine(
     network: Network,
     run: Passes,
     x: Any,
-    recorder: Recorder,
+    recorder: UseRecorder,
     output: Tensor,
     shards: Shards,
 ) -> Examined:
@@ -79,7 +84,7 @@ def examine(
 
 def _unexplained(
     network: Network,
-    recorder: Recorder,
+    recorder: UseRecorder,
     output: Tensor,
     seed: Tensor,
     direct: Sequence[Tensor],
@@ -107,7 +112,7 @@ def _examine_pair(
     network: Network,
     run: Passes,
     pair: Any,
-    first: tuple[Recorder, Tensor, Tensor],
+    first: tuple[UseRecorder, Tensor, Tensor],
     direct: Sequence[Tensor],
 ) -> tuple[bool, bool]:
     """Return whether two rows can be told apart in uses, and whether they are coupled.
@@ -116,7 +121,7 @@ def _examine_pair(
     that only a quarter of the digits must agree.
     """
     recorder, output, seed = first
-    of_pair = Recorder(network.parameters)
+    of_pair = UseRecorder(network.parameters)
     before = _random_states()
 
     def recorded() -> Tensor:
@@ -151,10 +156,10 @@ def _examine_pair(
 def _parts(use: Use, grad: Tensor) -> Sequence[Tensor]:
     """Return the gradient of each of a use's parameters, over all rows, flat."""
     row_P = use.rows(grad, 1)[0, 0]
-    if not isinstance(use, Outer):
+    if not isinstance(use, OuterUse):
         return row_P.chunk(len(use.names))
     row_OI = row_P.view(use.num_outputs, use.num_inputs)
-    if isinstance(use, Embedding):
+    if isinstance(use, EmbeddingUse):
         return [row_OI.T.flatten()]
     if not use.has_bias:
         return [row_P]
@@ -163,9 +168,9 @@ def _parts(use: Use, grad: Tensor) -> Sequence[Tensor]:
 
 def _sized(use: Use, grad: Tensor) -> tuple[Use, Tensor]:
     """Return a use and a gradient that give the sums of absolute values."""
-    if isinstance(use, Scale) and use.factor is not None:
+    if isinstance(use, ScaleUse) and use.factor is not None:
         use = replace(use, factor=use.factor.abs())
-    elif isinstance(use, Outer) and not isinstance(use, Embedding):
+    elif isinstance(use, OuterUse) and not isinstance(use, EmbeddingUse):
         use = replace(use, input=use.input.abs())
     return use, grad.abs()
 
@@ -207,7 +212,7 @@ def _gradients(
 
 
 def _use_gradients(
-    recorder: Recorder, output: Tensor, seed: Tensor
+    recorder: UseRecorder, output: Tensor, seed: Tensor
 ) -> Sequence[Tensor]:
     """Return the gradient of each use's output, shape `(1, *shape)`."""
     edges: list[Any] = list(recorder.edges)

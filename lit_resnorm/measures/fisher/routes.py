@@ -6,12 +6,11 @@ Shapes: D dual coefficients of all ranks, P parameters.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lit_resnorm.measures.fisher.blocks import Block, Leavings
+from lit_resnorm.measures.fisher.blocks import Leavings, ParameterBlock
 from lit_resnorm.measures.fisher.costs import free_memory, matrix_is_cheaper
 from lit_resnorm.measures.fisher.decomposition import (
     all_pairs,
@@ -21,59 +20,37 @@ from lit_resnorm.measures.fisher.decomposition import (
 from lit_resnorm.measures.fisher.gram import gram_matrix, parameter_matrix
 from lit_resnorm.measures.fisher.measurement import Measurement
 from lit_resnorm.measures.fisher.result import FisherSpectrum
-from lit_resnorm.measures.fisher.start import cold_start
+from lit_resnorm.measures.fisher.start import cold_start, usable_start
 from lit_resnorm.measures.spectra import top_eigenpairs
 
-Layers = Mapping[str, tuple[Block, ...]]
+Layers = Mapping[str, tuple[ParameterBlock, ...]]
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What is asked for.
-
-    Attributes:
-        num_eigenvalues: None all non-zero ones, 0 none, else the largest.
-        layer_eigenvalues: The same for each layer's block.
-        tol: Bound on the relative error of each where iterations give them.
-        trace: Whether the trace is wanted where eigenvalues do not give it.
-        start: Dual start vectors, shape `(D, B)`, finite; None: a cold start.
-    """
-
-    num_eigenvalues: int | None
-    layer_eigenvalues: int | None
-    tol: float
-    trace: bool
-    start: Tensor | None
-
-    def of_layer(self) -> Wanted:
-        """Return what is asked for of a layer's block."""
-        return replace(self, num_eigenvalues=self.layer_eigenvalues, start=None)
+def spectrum_by_cheapest_route(measured: Measurement, layers: Layers) -> FisherSpectrum:
+    """Return the spectrum, and that of each given layer."""
+    count = measured.num_eigenvalues
+    if count == 0:
+        return _traces(measured, layers)
+    if count is None or matrix_is_cheaper(measured, count):
+        return _from_matrix(measured, layers)
+    return _from_products(measured, count, layers)
 
 
-def spectrum(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpectrum:
-    """Return the spectrum, and that of each given layer, by the cheapest route."""
-    if wanted.num_eigenvalues == 0:
-        return _traces(of, layers)
-    if wanted.num_eigenvalues is None or matrix_is_cheaper(of, wanted.num_eigenvalues):
-        return _from_matrix(of, wanted, layers)
-    return _from_products(of, wanted, layers)
-
-
-def _traces(of: Measurement, layers: Layers) -> FisherSpectrum:
+def _traces(measured: Measurement, layers: Layers) -> FisherSpectrum:
     none = torch.zeros(0, dtype=torch.float64)
-    by_block = block_traces(of, of.sweep.blocks)
+    by_block = block_traces(measured, measured.sweep.blocks)
     return FisherSpectrum(
         none,
         sum(by_block.values()),
-        of.num_parameters,
-        of.examples.num_examples,
+        measured.num_parameters,
+        measured.examples.num_examples,
         none,
         layers={
             name: FisherSpectrum(
                 none,
                 sum(by_block[block] for block in blocks),
                 _size(blocks),
-                of.examples.num_examples,
+                measured.examples.num_examples,
                 none,
             )
             for name, blocks in layers.items()
@@ -81,52 +58,56 @@ def _traces(of: Measurement, layers: Layers) -> FisherSpectrum:
     )
 
 
-def block_traces(of: Measurement, blocks: Sequence[Block]) -> dict[Block, float]:
+def block_traces(
+    measured: Measurement, blocks: Sequence[ParameterBlock]
+) -> dict[ParameterBlock, float]:
     """Return the trace of each block, exactly, over all ranks."""
     sums = {
-        block: torch.zeros((), dtype=torch.float64, device=of.sweep.network.device)
+        block: torch.zeros(
+            (), dtype=torch.float64, device=measured.sweep.network.device
+        )
         for block in blocks
     }
-    if of.coupled:
+    if measured.coupled:
         for block in blocks:
-            lengths = of.products(block.names)
-            for unit_D in of.units().unbind(1):
+            lengths = measured.products(block.names)
+            for unit_D in measured.units().unbind(1):
                 sums[block] += lengths.squared_length(unit_D)
     else:
 
-        def add(block: Block, left: Leavings) -> None:
+        def add(block: ParameterBlock, left: Leavings) -> None:
             sums[block] += block.trace(left)
 
-        of.sweep(blocks, add)
-    shards = of.examples.shards
+        measured.sweep(blocks, add)
+    shards = measured.examples.shards
     total = shards.reduce(torch.stack(list(sums.values())))
     return dict(zip(sums, total.tolist(), strict=True))
 
 
-def _from_matrix(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpectrum:
+def _from_matrix(measured: Measurement, layers: Layers) -> FisherSpectrum:
     found: dict[str, FisherSpectrum] = {}
-    dim = of.examples.dim
-    if not of.coupled and of.num_parameters < dim:
-        check_memory(of.num_parameters, of)
-        matrix, places = parameter_matrix(of.sweep)
+    count, layer_count = measured.num_eigenvalues, measured.layer_eigenvalues
+    dim = measured.examples.dim
+    if not measured.coupled and measured.num_parameters < dim:
+        check_memory(measured.num_parameters, measured)
+        matrix, places = parameter_matrix(measured.sweep)
         for name, blocks in layers.items():
             at = torch.cat([places[block] for block in blocks])
-            found[name] = _decomposed(
-                of, matrix[at][:, at], wanted.of_layer(), _size(blocks)
-            )
-        return _decomposed(of, matrix, wanted, of.num_parameters, found)
-    check_memory(dim, of)
-    if of.coupled:
-        eye_DD = of.units()
+            own = matrix[at][:, at]
+            found[name] = _decomposed(measured, own, layer_count, _size(blocks))
+        return _decomposed(measured, matrix, count, measured.num_parameters, found)
+    check_memory(dim, measured)
+    if measured.coupled:
+        eye_DD = measured.units()
         for name, blocks in layers.items():
-            own = of.products(_names(blocks))(eye_DD)
-            found[name] = _decomposed(of, own, wanted.of_layer(), _size(blocks))
-        whole = of.products()(eye_DD)
-        return _decomposed(of, whole, wanted, of.num_parameters, found)
+            own = measured.products(_names(blocks))(eye_DD)
+            found[name] = _decomposed(measured, own, layer_count, _size(blocks))
+        whole = measured.products()(eye_DD)
+        return _decomposed(measured, whole, count, measured.num_parameters, found)
     parts: dict[str, list[Tensor]] = {name: [] for name in layers}
     owner = {block: name for name, blocks in layers.items() for block in blocks}
 
-    def each_block(block: Block, own_DD: Tensor) -> None:
+    def each_block(block: ParameterBlock, own_DD: Tensor) -> None:
         name = owner.get(block)
         if name is None:
             return
@@ -134,63 +115,72 @@ def _from_matrix(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpect
         if len(parts[name]) == len(layers[name]):
             layer_DD = torch.stack(parts.pop(name)).sum(dim=0)
             found[name] = _decomposed(
-                of, layer_DD, wanted.of_layer(), _size(layers[name])
+                measured, layer_DD, layer_count, _size(layers[name])
             )
 
-    gram_DD = gram_matrix(of.sweep, of.memory, each_block if layers else None)
+    gram_DD = gram_matrix(
+        measured.sweep, measured.options.memory, each_block if layers else None
+    )
     ordered = {name: found[name] for name in layers}
-    return _decomposed(of, gram_DD, wanted, of.num_parameters, ordered)
+    return _decomposed(measured, gram_DD, count, measured.num_parameters, ordered)
 
 
 def _decomposed(
-    of: Measurement,
+    measured: Measurement,
     matrix: Tensor,
-    wanted: Wanted,
+    count: int | None,
     num_parameters: int,
     layers: dict[str, FisherSpectrum] | None = None,
 ) -> FisherSpectrum:
     trace = float(matrix.diagonal().sum(dtype=torch.float64))
-    if wanted.num_eigenvalues is None:
+    if count is None:
         pairs = all_pairs(matrix)
     else:
-        pairs = top_pairs(matrix, wanted.num_eigenvalues, wanted.tol)
+        pairs = top_pairs(matrix, count, measured.options.tol)
     keep = stand_out(pairs.values, matrix.dtype)
     return FisherSpectrum(
         pairs.values[keep].cpu(),
         trace,
         num_parameters,
-        of.examples.num_examples,
+        measured.examples.num_examples,
         pairs.residuals[keep].cpu(),
         layers=layers or {},
     )
 
 
-def _from_products(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpectrum:
-    blocks = of.sweep.blocks
-    traces = block_traces(of, blocks) if wanted.trace else {}
+def _from_products(measured: Measurement, count: int, layers: Layers) -> FisherSpectrum:
+    blocks, options = measured.sweep.blocks, measured.options
+    given = usable_start(options.start, measured)
+    traces = block_traces(measured, blocks) if options.trace else {}
 
-    def measured(names: tuple[str, ...], own: Sequence[Block]) -> FisherSpectrum:
+    def by_iterations(
+        names: tuple[str, ...], own: Sequence[ParameterBlock]
+    ) -> FisherSpectrum:
         whole = not names
-        count = wanted.num_eigenvalues if whole else wanted.layer_eigenvalues
-        k = of.examples.dim if count is None else min(count, of.examples.dim)
-        start = wanted.start if whole else None
+        wanted = count if whole else measured.layer_eigenvalues
+        k = (
+            measured.examples.dim
+            if wanted is None
+            else min(wanted, measured.examples.dim)
+        )
+        start = given if whole else None
         if start is None:
-            start = cold_start(of, k)
-        trace = sum(traces[block] for block in own) if wanted.trace else None
+            start = cold_start(measured, k)
+        trace = sum(traces[block] for block in own) if options.trace else None
         pairs = top_eigenpairs(
-            of.products(names),
-            start.to(of.sweep.network.device, torch.float64),
+            measured.products(names),
+            start.to(measured.sweep.network.device, torch.float64),
             k,
-            tol=wanted.tol,
-            precision=torch.finfo(of.sweep.network.dtype).eps,
+            tol=options.tol,
+            precision=torch.finfo(measured.sweep.network.dtype).eps,
             trace=trace,
         )
-        keep = stand_out(pairs.values, of.sweep.network.dtype)
+        keep = stand_out(pairs.values, measured.sweep.network.dtype)
         return FisherSpectrum(
             pairs.values[keep].cpu(),
             float("nan") if trace is None else trace,
-            of.num_parameters if whole else _size(own),
-            of.examples.num_examples,
+            measured.num_parameters if whole else _size(own),
+            measured.examples.num_examples,
             pairs.residuals[keep].cpu(),
             vectors=pairs.vectors if whole else None,
             num_products=pairs.num_products,
@@ -199,18 +189,18 @@ def _from_products(of: Measurement, wanted: Wanted, layers: Layers) -> FisherSpe
 
     found: dict[str, FisherSpectrum] = {}
     for name, own in layers.items():
-        found[name] = measured(_names(own), own)
-    return measured((), blocks)
+        found[name] = by_iterations(_names(own), own)
+    return by_iterations((), blocks)
 
 
-def check_memory(dim: int, of: Measurement) -> None:
+def check_memory(dim: int, measured: Measurement) -> None:
     """Raise where a matrix of this dimension can't be formed and decomposed.
 
     Raises:
         ValueError: If four copies of the matrix exceed the free memory.
     """
-    needed = 4 * dim**2 * of.sweep.network.dtype.itemsize
-    free = free_memory(of.sweep.network.device)
+    needed = 4 * dim**2 * measured.sweep.network.dtype.itemsize
+    free = free_memory(measured.sweep.network.device)
     if needed > free:
         raise ValueError(
             f"num_eigenvalues is None, all of a {dim} x {dim} matrix, which takes"
@@ -219,9 +209,9 @@ def check_memory(dim: int, of: Measurement) -> None:
         )
 
 
-def _names(blocks: Sequence[Block]) -> tuple[str, ...]:
+def _names(blocks: Sequence[ParameterBlock]) -> tuple[str, ...]:
     return tuple(name for block in blocks for name in block.names)
 
 
-def _size(blocks: Sequence[Block]) -> int:
+def _size(blocks: Sequence[ParameterBlock]) -> int:
     return sum(block.num_parameters for block in blocks)

@@ -29,7 +29,7 @@ class Shards:
     reduce: Reduce
 
     @classmethod
-    def of(cls, num_rows: int, reduce: Reduce, device: torch.device) -> Shards:
+    def of_batch(cls, num_rows: int, reduce: Reduce, device: torch.device) -> Shards:
         """Return the shards of a batch of which this rank holds `num_rows` rows.
 
         With `reduce` other than `identity`, rank and number of ranks are those of

@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_resnorm.measures.fisher.blocks import Block, Leavings, outer_uses
-from lit_resnorm.measures.fisher.parameter_uses import Outer
+from lit_resnorm.measures.fisher.blocks import Leavings, ParameterBlock, outer_uses
+from lit_resnorm.measures.fisher.parameter_uses import OuterUse
 from lit_resnorm.measures.fisher.shards import Shards
 from lit_resnorm.measures.fisher.sweep import Sweep
 
-Way = Literal["direct", "late", "inner"]
+GramWay = Literal["direct", "late", "inner"]
 """How a block's Gram matrix is formed: from its gradients; from gradients that are
 formed at the end, of kept inputs and output gradients, because these are smaller; from
 inner products of inputs and of output gradients, without any gradient of weights."""
@@ -68,18 +68,18 @@ class Store:
         num_bytes: What the store will take on the rank with most rows.
     """
 
-    def __init__(self, block: Block, sweep: Sweep) -> None:
+    def __init__(self, block: ParameterBlock, sweep: Sweep) -> None:
         examples = sweep.examples
         traced = outer_uses(block.uses(sweep.traced))
         most_rows = max(examples.shards.counts)
         self.block = block
-        self.way: Way = "direct"
+        self.way: GramWay = "direct"
         self.num_inputs = 0
         numbers = examples.num_seeds * block.num_parameters
         shape: tuple[int, ...] = (block.num_parameters,)
         self._left_shape: tuple[int, ...] = ()
         if traced:
-            sizes = Sizes.of(traced)
+            sizes = Sizes.of_uses(traced)
             self.num_inputs = sizes.inputs
             kept = examples.num_seeds * sizes.outputs * sizes.positions + sum(
                 use.input.numel() for use in traced
@@ -140,7 +140,7 @@ class Sizes:
     indexed: bool
 
     @classmethod
-    def of(cls, uses: Sequence[Outer]) -> Sizes:
+    def of_uses(cls, uses: Sequence[OuterUse]) -> Sizes:
         """Return the sizes of a block's uses in a pass on one row."""
         outputs = uses[0].num_outputs
         positions = sum(use.shape.numel() for use in uses) // outputs
@@ -174,7 +174,7 @@ class Sizes:
         sizes = num_rows, num_seeds
         return min(self.by_gradients(*sizes), self.by_positions(*sizes))
 
-    def way(self, num_rows: int, num_seeds: int) -> Way:
+    def way(self, num_rows: int, num_seeds: int) -> GramWay:
         """Return the way with the fewest multiplications."""
         sizes = num_rows, num_seeds
         inner = self.by_positions(*sizes) < self.by_gradients(*sizes)

@@ -20,15 +20,14 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from lit_resnorm.measures.fisher.blocks import Block, Leavings, find_blocks
-from lit_resnorm.measures.fisher.examples import Examples
-from lit_resnorm.measures.fisher.head import Head
+from lit_resnorm.measures.fisher.blocks import Leavings, ParameterBlock, find_blocks
+from lit_resnorm.measures.fisher.head import Head, WeightedExamples
 from lit_resnorm.measures.fisher.network import Network
 from lit_resnorm.measures.fisher.parameter_uses import Use
-from lit_resnorm.measures.fisher.recording import Recorder
+from lit_resnorm.measures.fisher.recording import UseRecorder
 from lit_resnorm.measures.passes.untouched import Passes, take_rows
 
-Visit = Callable[[Block, Leavings], None]
+Visit = Callable[[ParameterBlock, Leavings], None]
 """Takes a block and what a backward pass left at it."""
 
 
@@ -59,14 +58,14 @@ class Sweep:
 
     network: Network
     run: Passes
-    examples: Examples
+    examples: WeightedExamples
     memory: int
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[ParameterBlock, ...] = ()
     traced: list[Use] = field(default_factory=list)
     stacked: bool = True
     vectorised: bool = True
 
-    def follow(self, recorder: Recorder, *, together: bool) -> None:
+    def follow(self, recorder: UseRecorder, *, together: bool) -> None:
         """Take over what a recorded pass on one row found.
 
         Args:
@@ -83,7 +82,7 @@ class Sweep:
             and all(use.separable and use.shape[0] == 1 for use in recorder.uses)
         )
 
-    def __call__(self, blocks: Sequence[Block], visit: Visit) -> None:
+    def __call__(self, blocks: Sequence[ParameterBlock], visit: Visit) -> None:
         """Run the passes to some blocks' uses and show each what they left."""
         start, num_rows = 0, self.examples.num_rows
         size = self._rows_at_once(blocks)
@@ -99,15 +98,15 @@ class Sweep:
         """Bytes of the outputs of all uses in a pass on one row."""
         return self._bytes(self.blocks)
 
-    def _rows_at_once(self, blocks: Sequence[Block]) -> int:
+    def _rows_at_once(self, blocks: Sequence[ParameterBlock]) -> int:
         return max(1, self.memory // (self._bytes(blocks) * self.examples.num_seeds))
 
-    def _seeds_at_once(self, blocks: Sequence[Block], num_rows: int) -> int:
+    def _seeds_at_once(self, blocks: Sequence[ParameterBlock], num_rows: int) -> int:
         if not self.vectorised:
             return 1
         return max(1, self.memory // (self._bytes(blocks) * num_rows))
 
-    def _bytes(self, blocks: Sequence[Block]) -> int:
+    def _bytes(self, blocks: Sequence[ParameterBlock]) -> int:
         """Return bytes of one row's gradients for one seed."""
         numbers = sum(
             sum(use.shape.numel() for use in block.uses(self.traced))
@@ -117,7 +116,9 @@ class Sweep:
         )
         return max(1, numbers) * self.network.dtype.itemsize
 
-    def _ends(self, blocks: Sequence[Block], recorder: Recorder) -> list[End]:
+    def _ends(
+        self, blocks: Sequence[ParameterBlock], recorder: UseRecorder
+    ) -> list[End]:
         ends: list[End] = []
         for block in blocks:
             ends += [
@@ -130,10 +131,12 @@ class Sweep:
                 )
         return ends
 
-    def _chunk(self, rows: slice, blocks: Sequence[Block], visit: Visit) -> bool:
+    def _chunk(
+        self, rows: slice, blocks: Sequence[ParameterBlock], visit: Visit
+    ) -> bool:
         """Run some rows; False where they could not be told apart."""
         count = rows.stop - rows.start
-        recorder = Recorder(self.network.parameters)
+        recorder = UseRecorder(self.network.parameters)
         x = take_rows(self.examples.x, rows)
 
         def recorded() -> Tensor:

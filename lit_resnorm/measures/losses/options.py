@@ -190,5 +190,5 @@ class LikelihoodOptions:
             found = run(lambda: self.forward_fn(module, few))
         if found.ndim == 1:
             return 1
-        layout = Layout.of(output, found.shape, self.class_dim, empirical=False)
+        layout = Layout.of_output(output, found.shape, self.class_dim, empirical=False)
         return layout.to_positions(found).shape[2]
