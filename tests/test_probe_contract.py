@@ -2,8 +2,10 @@
 
 import copy
 import functools
+import json
 import math
 import random
+import warnings
 
 import lightning as L
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 import torchvision
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import _TunerExitException
 from small import FunctionalNet, loaders, quiet_trainer, vectors
 from stateful import Stateful
 from torch import nn
@@ -21,6 +24,7 @@ from lit_resnorm.data import Digits
 from lit_resnorm.measures.passes.tracing import trace
 from lit_resnorm.measures.passes.untouched import identity, untouched
 from lit_resnorm.modules import LitSharedResNet, LitSmoothResNet
+from lit_resnorm.runs import RunHistory
 from lit_resnorm_callbacks import (
     ActivationRateMonitor,
     Cadence,
@@ -474,6 +478,253 @@ def test_failing_measurement_is_logged_as_nan_with_one_warning_that_says_why():
     assert all(math.isnan(value) for value in measured.values())
 
 
+RUN_HOOKS = (
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+    "on_train_end",
+    "on_fit_end",
+    "teardown",
+    "state_dict",
+    "on_save_checkpoint",
+    "on_fit_start",
+    "prepare",
+    "measure",
+    "figures",
+    "run",
+)
+
+
+def planted(probe, name):
+    """A subclass, as of another package, whose method of this name fails."""
+
+    def fails(self, *args, **kwargs):
+        raise RuntimeError("planted")
+
+    return type(probe.__name__, (probe,), {name: fails})
+
+
+@every_probe
+@pytest.mark.parametrize("hook", RUN_HOOKS)
+def test_no_hook_that_fails_ends_or_changes_a_run(probe, hook, tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=3)
+    failing = planted(probe, hook)(cadence=2, num_examples=8)
+    with pytest.warns(UserWarning, match="planted") as warned:
+        trainer, module = fit(
+            [failing, checkpoint],
+            steps=5,
+            logger=RunHistory(tmp_path),
+            enable_checkpointing=True,
+        )
+    bare = training_state(*fit([], steps=5))
+    assert_same_state(training_state(trainer, module), bare)
+    assert sum("planted" in str(each.message) for each in warned) == 1
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "finished"
+
+
+class Refusing(Recorder):
+    """A logger whose method of one name fails."""
+
+    def __init__(self, name):
+        super().__init__()
+        setattr(self, name, self.fails)
+
+    def log_table(self, key, *, columns, data, step):
+        pass
+
+    def log_image(self, key, images, step):
+        pass
+
+    def fails(self, *args, **kwargs):
+        raise BrokenPipeError("planted")
+
+
+@every_probe
+@pytest.mark.parametrize("method", ["log_table", "log_image"])
+def test_a_logger_that_takes_no_table_or_image_costs_the_others_nothing(probe, method):
+    other = Recorder()
+    loggers = [Refusing(method), other]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        trainer, module = fit([probe(cadence=3)], steps=7, logger=loggers)
+    assert sum("planted" in str(each.message) for each in warned) <= 1
+    assert other.steps(probe().name) == [0, 3, 6, 7]
+    assert_same_state(
+        training_state(trainer, module), training_state(*fit([], steps=7))
+    )
+
+
+def test_values_reach_other_loggers_where_one_takes_none():
+    class Down(Recorder):
+        def log_metrics(self, metrics, step=None):
+            if any(key.startswith("activation") for key in metrics):
+                raise ConnectionResetError("planted")
+
+    other = Recorder()
+    with pytest.warns(UserWarning, match="planted") as warned:
+        fit([ActivationRateMonitor(cadence=3)], steps=6, logger=[Down(), other])
+    assert other.steps("activation") == [0, 3, 6]
+    assert sum("planted" in str(each.message) for each in warned) == 1
+
+
+def test_strict_raises_what_any_hook_raised():
+    failing = planted(ActivationRateMonitor, "on_train_batch_end")
+    with pytest.raises(RuntimeError, match="planted"):
+        fit([failing(strict=True)], steps=3)
+
+
+def test_a_hook_that_fails_leaves_nan_and_no_later_number():
+    failing = planted(ActivationRateMonitor, "on_before_optimizer_step")
+    with pytest.warns(UserWarning, match="planted"):
+        trainer, _ = fit([failing(cadence=2)], steps=6)
+    measured = values(trainer, "activation")
+    assert measured.pop("activation/failed") == 1
+    assert all(math.isnan(value) for value in measured.values())
+
+
+def test_a_hook_put_on_an_instance_or_by_a_mixin_is_guarded_too():
+    class Mixin(L.Callback):
+        def on_train_epoch_start(self, *_):
+            raise RuntimeError("planted")
+
+    class Mixed(Mixin, ActivationRateMonitor):
+        pass
+
+    patched = ActivationRateMonitor(name="other")
+    patched.on_train_epoch_start = planted(ActivationRateMonitor, "x").x.__get__(
+        patched
+    )
+    with pytest.warns(UserWarning, match="planted") as warned:
+        trainer, _ = fit([Mixed(), patched], steps=3)
+    assert trainer.global_step == 3
+    assert sum("planted" in str(each.message) for each in warned) == 2
+
+
+def test_keyboard_interrupts_and_the_tuners_own_exception_pass():
+    class Stops(ActivationRateMonitor):
+        def on_train_batch_end(self, *_):
+            raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        fit([Stops()], steps=3)
+
+    class Tuned(ActivationRateMonitor):
+        def on_fit_start(self, *_):
+            raise _TunerExitException
+
+    trainer, _ = fit([Tuned()], steps=3)
+    assert trainer.global_step == 0
+
+
+def test_a_refusal_before_the_first_step_names_the_probe():
+    class Refuses(ActivationRateMonitor):
+        def on_before_backward(self, *_):
+            raise ValueError("the loss is another one")
+
+    with pytest.raises(ValueError, match="activation: the loss is another one"):
+        fit([Refuses()], steps=3)
+
+    class Late(ActivationRateMonitor):
+        def on_before_backward(self, trainer, *_):
+            if trainer.global_step:
+                raise ValueError("the loss is another one")
+
+    with pytest.warns(UserWarning, match="the loss is another one"):
+        assert fit([Late()], steps=3)[0].global_step == 3
+
+
+@every_probe
+@pytest.mark.parametrize("state", [{}, {"last_step": 3, "records": 7}, {"x": 1}])
+def test_a_damaged_state_is_a_warning_and_the_probe_begins_anew(probe, state):
+    fresh = probe(cadence=2)
+    with pytest.warns(UserWarning, match="load_state_dict failed"):
+        fresh.load_state_dict(state)
+    recorder = Recorder()
+    fit([fresh], steps=4, logger=recorder)
+    assert recorder.steps(probe().name) == [0, 2, 4]
+
+
+class NoForward(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.n = nn.Linear(8, 3)
+
+    def training_step(self, batch, batch_idx):
+        return self.n.weight.sum()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class TwoInputs(NoForward):
+    def forward(self, a, b):
+        return self.n(a) + self.n(b)
+
+
+class ByKeyword(NoForward):
+    def forward(self, *, x):
+        return self.n(x)
+
+
+class OtherShape(NoForward):
+    def forward(self, x):
+        return self.n(x[:, :4])
+
+
+@every_probe
+@pytest.mark.parametrize("module", [NoForward, TwoInputs, ByKeyword, OtherShape])
+def test_a_model_that_cannot_be_run_is_refused_with_probe_reason_and_option(
+    probe, module
+):
+    trainer = quiet_trainer(max_steps=1, callbacks=[probe()])
+    message = f"^{probe().name}: .*(Error|Exception).*forward_fn"
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(module(), *loaders())
+    assert trainer.global_step == 0
+
+
+def test_a_probe_batch_that_cannot_be_read_is_refused_with_probe_and_option():
+    class Missing(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            raise FileNotFoundError("no such image")
+
+    probe = ActivationRateMonitor(dataloader=DataLoader(Missing(), 4))
+    with pytest.raises(ValueError, match=r"^activation: .*no such image.*dataloader="):
+        fit([probe])
+
+
+@every_probe_by_site
+@pytest.mark.parametrize("change", ["buffers", "data", "swap"])
+def test_a_test_measures_again_what_differs_in_value_and_only_that(probe, change):
+    recorder = Recorder()
+    trainer, module = fit([probe(cadence=20, norm_mode="eval")], logger=recorder)
+    kept = copy.deepcopy(module.state_dict())
+    if change == "buffers":
+        module.norm.running_mean.add_(1)
+    elif change == "data":
+        module.head.weight.data = module.head.weight.data * 0.5
+    else:
+        module.load_state_dict({key: value * 2 for key, value in kept.items()})
+    loader = loaders()[1]
+    trainer.test(module, loader, verbose=False)
+    assert recorder.steps(probe().name) == [0, 20, 20]
+    # an average that was swapped in and out again leaves other version counters
+    module.load_state_dict(copy.deepcopy(module.state_dict()))
+    trainer.test(module, loader, verbose=False)
+    assert recorder.steps(probe().name) == [0, 20, 20]
+
+
 def test_strict_raises_what_the_measurement_raised():
     with pytest.raises(RuntimeError, match="no such kernel"):
         fit([Failing(strict=True)], steps=6)
@@ -533,6 +784,37 @@ def test_failure_on_one_rank_leaves_none_waiting():
     )
     trainer.fit(FunctionalNet(), *loaders())
     assert trainer.callback_metrics["activation/failed"] == 1
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize(
+    "hook", ["on_train_batch_start", "on_train_batch_end", "prepare", "run"]
+)
+def test_a_hook_that_fails_on_one_rank_leaves_none_waiting(hook):
+    class OnOne(ActivationRateMonitor):
+        pass
+
+    def fails(self, *args, **kwargs):
+        if torch.distributed.get_rank() == 1:
+            raise RuntimeError("planted")
+        return getattr(ActivationRateMonitor, hook)(self, *args, **kwargs)
+
+    setattr(OnOne, hook, fails)
+
+    def weights(probes):
+        L.seed_everything(7, verbose=False)
+        module = FunctionalNet()
+        trainer = quiet_trainer(
+            max_steps=4, devices=2, strategy="ddp_fork", callbacks=probes
+        )
+        trainer.fit(module, *loaders())
+        return module.state_dict()
+
+    # the warning is rank 0's, in another process
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = weights([OnOne(cadence=2, num_examples=5)])
+    assert_same_state(found, weights([]))
 
 
 @pytest.mark.ddp

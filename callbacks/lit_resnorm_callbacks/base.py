@@ -6,13 +6,13 @@ import inspect
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lit_resnorm.measures.passes.batch_dim import ExamplesFirst
@@ -38,13 +38,21 @@ from lit_resnorm_callbacks.destinations import (
     send_values,
     to_host,
 )
+from lit_resnorm_callbacks.fingerprints import fingerprint
+from lit_resnorm_callbacks.guard import HOOKS, Guarded, entered
 from lit_resnorm_callbacks.probe_batch import batch_source, fixed_batch
-from lit_resnorm_callbacks.ranks import OutOfMemoryError, measured_together
+from lit_resnorm_callbacks.ranks import (
+    NothingSmallerError,
+    OutOfMemoryError,
+    measured_together,
+)
 from lit_resnorm_callbacks.records import Records
 from lit_resnorm_callbacks.strategies import buffers_of_rank_0, check_strategy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+T = TypeVar("T")
 
 Batch = Any
 """This rank's share of the probe batch, as the loader gives it."""
@@ -64,7 +72,7 @@ _OF_EVERY_PROBE = (
 )
 
 
-class Probe(Callback, ABC):
+class Probe(Guarded, ABC):
     """A measurement on a fixed batch that leaves the training as it was.
 
     Subclasses say in `measure` what they measure, and in `quantities` what each value
@@ -78,6 +86,9 @@ class Probe(Callback, ABC):
 
     A measurement that fails (or a value that is not finite) never ends a run: it is
     logged as NaN, with one warning that says why and `<name>/failed`; `strict` raises.
+    The same holds for every other hook, of subclasses too, and for loggers that fail
+    (see :class:`~lit_resnorm_callbacks.guard.Guarded`). What can't be right is refused
+    before the first step.
 
     Args:
         name: Prefix of the logged names; two probes of a kind need two names.
@@ -105,6 +116,7 @@ class Probe(Callback, ABC):
 
     quantities: ClassVar[tuple[Quantity, ...]] = ()
     section: ClassVar[str] = ""
+    _guards = HOOKS | {"run"}
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Put what the class logs into its docstring."""
@@ -159,11 +171,13 @@ class Probe(Callback, ABC):
         self._batch: Batch = None
         self._last_step: int | None = None
         self._steps_before = 0
-        self._measured_weights: tuple[tuple[int, int], ...] = ()
+        # Of the weights that were measured last, where they may be a training's end.
+        self._fingerprint = ""
+        self._is_due = False
+        self._awaits_layers = False
         # What the batch of an evaluation was read from; None after a training.
         self._source: Any = None
         self._keys: list[str] = []
-        self._warned: set[str] = set()
         self._records = Records()
 
     @abstractmethod
@@ -213,15 +227,20 @@ class Probe(Callback, ABC):
         """Key of this probe in checkpoints: class and name."""
         return f"{type(self).__name__}{{{self.name}}}"
 
+    @entered
     def state_dict(self) -> dict[str, Any]:
         """Return what can't be worked out again: the last step and the records."""
         return {"last_step": self._last_step, "records": self._records.state_dict()}
 
+    @entered
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self._last_step = state_dict["last_step"]
-        self._records.load_state_dict(state_dict["records"])
+        self._last_step = None
+        records = Records()
+        records.load_state_dict(state_dict["records"])
+        self._last_step, self._records = state_dict["last_step"], records
 
+    @entered
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what can't work, before anything is trained."""
         callbacks: list[Callback] = getattr(trainer, "callbacks", [])
@@ -232,21 +251,26 @@ class Probe(Callback, ABC):
             )
         check_strategy(trainer, self.name)
 
+    @entered
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fetch the probe batch, find the sites, and measure if that is asked for."""
         self._source = None
         self._steps_before = step = steps_taken(trainer)
-        if lazy := lazy_tensors(pl_module):
+        lazy = lazy_tensors(pl_module)
+        self._awaits_layers = bool(lazy)
+        if lazy:
             rank_zero_info(
                 f"{self.name}: {', '.join(lazy)} get their first values in the first"
                 " batch; nothing is measured before"
             )
             return
-        self._prepare(trainer, pl_module)
+        with self._surviving("on_train_start"):
+            self._together(trainer, lambda _: self._prepare(trainer, pl_module))
         start = self.cadence.at_start or is_dry_run(trainer)
         if step == 0 and start:
             self.run(trainer, pl_module, step)
 
+    @entered
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -256,14 +280,17 @@ class Probe(Callback, ABC):
         batch_idx: int,
     ) -> None:
         """Measure if this batch ended a step that the cadence names."""
-        if self._batch is None:
-            self._prepare(trainer, pl_module)
+        if self._awaits_layers:
+            self._awaits_layers = False
+            with self._surviving("on_train_batch_end"):
+                self._together(trainer, lambda _: self._prepare(trainer, pl_module))
         step = steps_taken(trainer, in_batch=True)
         fresh = step != self._last_step and not is_dry_run(trainer)
         if fresh and self.cadence.due(step, self._steps_before):
             self.run(trainer, pl_module, step)
         self._steps_before = step
 
+    @entered
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the trained weights, and draw the figures."""
         step = steps_taken(trainer)
@@ -272,28 +299,44 @@ class Probe(Callback, ABC):
             self.run(trainer, pl_module, step)
         self._log_figures(trainer)
 
+    @entered
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare for measuring, where validation is not a part of training."""
+        self._is_due = False
+        if trainer.state.fn == "validate":
+            self._begin_alone(trainer, pl_module)
+
+    @entered
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare for measuring."""
+        self._is_due = False
+        self._begin_alone(trainer, pl_module)
+
+    @entered
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure once, where validation is not a part of training."""
         if trainer.state.fn == "validate":
             self._run_alone(trainer, pl_module)
 
+    @entered
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure once."""
         self._run_alone(trainer, pl_module)
 
+    @entered
     def teardown(
         self, trainer: Trainer, pl_module: LightningModule, stage: str
     ) -> None:
         """Let go of the probe batch."""
         self._batch = None
 
+    @entered
     def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Measure, and log what was measured as of `step` optimizer steps."""
         started = time.perf_counter()
-        values = self._measured(trainer, module)
+        numbers, series = self._measured(trainer, module)
         self._last_step = step
-        self._measured_weights = _weights(module)
-        numbers, series = to_host(values)
+        self._fingerprint = fingerprint(module) if _may_be_end(trainer) else ""
         if "failed" not in numbers:
             self._keys = [*numbers]
         numbers["seconds"] = time.perf_counter() - started
@@ -304,17 +347,64 @@ class Probe(Callback, ABC):
             {f"{self.prefix}/{key}": value for key, value in numbers.items()},
             self._records.tables(self.prefix, step, series),
             {f"{self.prefix}/{key}": spectrum for key, spectrum in series.items()},
+            self._surviving,
         )
 
-    def _run_alone(self, trainer: Trainer, module: LightningModule) -> None:
+    def _begin_alone(self, trainer: Trainer, module: LightningModule) -> None:
+        """Fetch an evaluation's batch, unless the same was measured on it before."""
+        if not self._measures_alone():
+            return
         source = batch_source(trainer, **self._given)
         known = self._source is None or self._source is source
-        if known and self._measured_weights == _weights(module):
-            return  # the test of a network that was measured as its training ended
-        self._source = source
-        self._prepare(trainer, module)
-        self.run(trainer, module, trainer.global_step)
-        self._log_figures(trainer)
+
+        def is_new(reduce: Reduce) -> bool:
+            # the network may have changed on one rank alone
+            same = known and self._fingerprint == fingerprint(module)
+            device = trainer.strategy.root_device
+            return bool(reduce(torch.tensor(float(not same), device=device)))
+
+        self._is_due = self._together(trainer, is_new)
+        if self._is_due:
+            self._source = source
+            with self._surviving(f"on_{trainer.state.fn}_start"):
+                self._together(trainer, lambda _: self._prepare(trainer, module))
+
+    def _measures_alone(self) -> bool:
+        """Say whether there is something to measure without a training."""
+        return True
+
+    def _run_alone(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._is_due:
+            self._is_due = False
+            self.run(trainer, module, steps_taken(trainer))
+            self._log_figures(trainer)
+
+    def _refuses(self, place: str, error: Exception) -> bool:
+        alone = place in ("on_validation_start", "on_test_start")
+        # what could be measured before is no mistake of the user's
+        known = alone and self._last_step is not None
+        return super()._refuses(place, error) and not known
+
+    def _after_failure(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Do the base's part of a hook, whose sums the other ranks wait for."""
+        body = vars(Probe).get(name)
+        if body is None or name in self._entered():
+            return super()._after_failure(name, args, kwargs)
+        with super()._surviving(name):
+            return body(self, *args, **kwargs)
+        return super()._after_failure(name, args, kwargs)
+
+    def _together(self, trainer: Trainer, work: Callable[[Reduce], T]) -> T:
+        """Return `work(reduce)`, failing on all ranks where one has failed, or does."""
+
+        def checked(reduce: Reduce) -> T:
+            if self._failure is not None:
+                raise self._failure
+            return work(reduce)
+
+        return measured_together(trainer, checked)
 
     def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
         batch = fixed_batch(
@@ -333,52 +423,83 @@ class Probe(Callback, ABC):
         few = take_rows(batch, slice(2))
         if isinstance(self.forward_fn, ExamplesFirst):
             self.forward_fn.look(module, few)
-        with untouched(module) as run, torch.no_grad():
-            sites = run(lambda: trace(module, lambda: self.forward_fn(module, few)))
+        sites = self._sites(module, few)
         self.prepare(module, sites)
         # Examples coupled by batch norm can't be shared out: every rank takes them all.
         coupled = self.norm_mode == "train"
         share = slice(trainer.global_rank, None, trainer.world_size)
         self._batch = batch if coupled else take_rows(batch, share)
-        send_quantities(trainer, self.declared())
+        send_quantities(trainer, self.declared(), self._surviving)
 
-    def _measured(self, trainer: Trainer, module: LightningModule) -> dict[str, Tensor]:
-        evals = self.norm_mode == "eval"
+    def _sites(self, module: LightningModule, few: Batch) -> tuple[Site, ...]:
+        """Return the sites of a forward pass on a few examples.
+
+        Raises:
+            ValueError: If the module can't be run on them.
+        """
+
+        def forward() -> Any:
+            return self.forward_fn(module, few)
+
+        with untouched(module) as run, torch.no_grad():
+            try:
+                return run(lambda: trace(module, forward))
+            except Exception:
+                try:
+                    run(forward)
+                except (MemoryError, torch.OutOfMemoryError):
+                    raise
+                except Exception as error:
+                    raise ValueError(
+                        f"{self.name}: {type(module).__name__} can't be run on the"
+                        f" probe batch ({type(error).__name__}: {error}): give"
+                        " forward_fn or probe_forward, or another probe batch by"
+                        " batch= or dataloader="
+                    ) from error
+                raise
+
+    def _measured(
+        self, trainer: Trainer, module: LightningModule
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Return the scalars and the series that were measured, or NaN."""
+        shrink = False
+
+        def measured(reduce: Reduce) -> tuple[dict[str, float], dict[str, list[float]]]:
+            if shrink and not self.smaller():
+                raise NothingSmallerError("it runs out of memory in its smallest form")
+            evals = self.norm_mode == "eval"
+            buffers = buffers_of_rank_0(trainer, module, reduce)
+            with buffers if evals else nullcontext():
+                return to_host(self.measure(module, self._batch, reduce))
+
         while True:
             try:
-                with buffers_of_rank_0(trainer, module) if evals else nullcontext():
-                    return measured_together(
-                        trainer,
-                        lambda reduce: self.measure(module, self._batch, reduce),
-                    )
-            except OutOfMemoryError as error:
-                if self.smaller():
-                    continue
-                reason: Exception = error
+                return self._together(trainer, measured)
+            except OutOfMemoryError:
+                shrink = True
             except Exception as error:
-                reason = error
-            if self.strict:
-                raise reason
-            why = f"{type(reason).__name__}: {reason}"
-            self._warn_once(
-                why,
-                f"nothing was measured, NaN is logged and the training goes on ({why})",
-            )
-            nan = torch.tensor(torch.nan)
-            return {**dict.fromkeys(self._keys, nan), "failed": torch.tensor(1.0)}
-
-    def _warn_once(self, reason: str, message: str) -> None:
-        if reason not in self._warned:
-            self._warned.add(reason)
-            rank_zero_warn(f"{self.name}: {message}")
+                if self.strict:
+                    raise
+                why = f"{type(error).__name__}: {error}"
+                self._warn_once(
+                    why,
+                    "nothing was measured, NaN is logged and the training goes on"
+                    f" ({why})",
+                )
+                return {**dict.fromkeys(self._keys, float("nan")), "failed": 1.0}, {}
 
     def _log_figures(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and trainer.loggers and not is_dry_run(trainer):
-            send_figures(trainer, self._last_step, self.figures())
-            curves = self._records.depth_curves(self.prefix)
-            send_charts(trainer, self._last_step, curves, self.declared())
+            step, survive = self._last_step, self._surviving
+            with survive("figures"):
+                send_figures(trainer, step, self.figures(), survive)
+            with survive("charts"):
+                curves = self._records.depth_curves(self.prefix)
+                send_charts(trainer, step, curves, self.declared(), survive)
 
 
-def _weights(module: LightningModule) -> tuple[tuple[int, int], ...]:
-    """Return what changes whenever a weight does: identities and version counters."""
-    return tuple((id(p), p._version) for p in module.parameters())
+def _may_be_end(trainer: Trainer) -> bool:
+    """Say whether the present weights may be the last of a training."""
+    if trainer.state.fn != "fit" or trainer.fit_loop.done:
+        return True
+    return trainer.is_last_batch or 0 <= trainer.max_steps <= trainer.global_step

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -40,6 +41,10 @@ class TakesImages(Protocol):
         """Log images, which may be figures."""
 
 
+Survive = Callable[[str], AbstractContextManager[None]]
+"""Lets what fails inside not end the run; takes what it is, for a message."""
+
+
 @runtime_checkable
 class TakesQuantities(Protocol):
     """A logger that keeps what its values are, as `RunHistory` does."""
@@ -57,7 +62,9 @@ class Declares(Protocol):
         ...
 
 
-def send_quantities(trainer: Trainer, own: Mapping[str, Declared]) -> None:
+def send_quantities(
+    trainer: Trainer, own: Mapping[str, Declared], survive: Survive
+) -> None:
     """Tell the loggers what the probes' values are: titles, units, scales, words.
 
     Where a logger has no place of its own for that, it goes into what Weights & Biases
@@ -67,6 +74,7 @@ def send_quantities(trainer: Trainer, own: Mapping[str, Declared]) -> None:
     Args:
         trainer: With the other probes among its callbacks.
         own: What the asking probe declares, which may stand outside of the Trainer.
+        survive: Lets a logger's failure not end the run.
     """
     declared: dict[str, Declared] = {}
     for callback in getattr(trainer, "callbacks", []):
@@ -75,10 +83,11 @@ def send_quantities(trainer: Trainer, own: Mapping[str, Declared]) -> None:
     declared |= own
     rows = {key: one.row() for key, one in declared.items()}
     for logger in trainer.loggers:
-        if isinstance(logger, TakesQuantities):
-            logger.log_quantities(rows)
-        elif isinstance(logger, WandbLogger | CSVLogger):
-            logger.log_hyperparams({"quantities": rows})
+        with survive(f"{type(logger).__name__} of quantities"):
+            if isinstance(logger, TakesQuantities):
+                logger.log_quantities(rows)
+            elif isinstance(logger, WandbLogger | CSVLogger):
+                logger.log_hyperparams({"quantities": rows})
 
 
 def send_values(
@@ -87,6 +96,7 @@ def send_values(
     values: dict[str, float],
     tables: Mapping[str, Table],
     spectra: Mapping[str, Sequence[float]],
+    survive: Survive,
 ) -> None:
     """Log values as of an optimizer step, with one row a logger, tables and spectra.
 
@@ -98,12 +108,16 @@ def send_values(
         {key: torch.tensor(value) for key, value in values.items()}
     )
     for logger in trainer.loggers:
-        logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=step)
+        place = type(logger).__name__
+        with survive(f"{place}.log_metrics"):
+            logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=step)
         if isinstance(logger, TakesTables):
             for key, (columns, data) in tables.items():
-                logger.log_table(key, columns=columns, data=data, step=step)
+                with survive(f"{place}.log_table"):
+                    logger.log_table(key, columns=columns, data=data, step=step)
         for key, spectrum in spectra.items():
-            _send_histogram(logger, f"histograms/{key}_log10", spectrum, step)
+            with survive(f"{place}'s histogram"):
+                _send_histogram(logger, f"histograms/{key}_log10", spectrum, step)
 
 
 def _send_histogram(
@@ -123,7 +137,10 @@ def _send_histogram(
 
 
 def send_figures(
-    trainer: Trainer, step: int | None, figures: Mapping[str, Figure]
+    trainer: Trainer,
+    step: int | None,
+    figures: Mapping[str, Figure],
+    survive: Survive,
 ) -> None:
     """Log figures to the loggers that take images or figures.
 
@@ -131,15 +148,22 @@ def send_figures(
     and `fim/lambda_max` is a number.
     """
     for key, figure in figures.items():
-        image = None
-        for logger in trainer.loggers:
-            experiment = getattr(logger, "experiment", None)
-            if isinstance(logger, TakesImages):
-                image = image or _drawn(figure)  # drawn once for all of them
-                place = f"figures/{key}" if isinstance(logger, WandbLogger) else key
-                logger.log_image(place, images=[image], step=step)
-            elif (add_figure := getattr(experiment, "add_figure", None)) is not None:
-                add_figure(key, figure, global_step=step)
+        with survive(f"figure {key}"):
+            image = _drawn(figure)  # drawn once for all of them
+            for logger in trainer.loggers:
+                with survive(f"{type(logger).__name__}'s figure {key}"):
+                    _send_figure(logger, key, figure, image, step)
+
+
+def _send_figure(
+    logger: Logger, key: str, figure: Figure, image: Image, step: int | None
+) -> None:
+    experiment = getattr(logger, "experiment", None)
+    if isinstance(logger, TakesImages):
+        place = f"figures/{key}" if isinstance(logger, WandbLogger) else key
+        logger.log_image(place, images=[image], step=step)
+    elif (add_figure := getattr(experiment, "add_figure", None)) is not None:
+        add_figure(key, figure, global_step=step)
 
 
 def send_charts(
@@ -147,6 +171,7 @@ def send_charts(
     step: int | None,
     curves: Mapping[str, DepthCurves],
     declared: Mapping[str, Declared],
+    survive: Survive,
 ) -> None:
     """Log quantities by depth as charts of Weights & Biases: `charts/<key>`.
 
@@ -156,22 +181,29 @@ def send_charts(
     for logger in trainer.loggers:
         if not isinstance(logger, WandbLogger):
             continue
-        import wandb
+        with survive(f"{type(logger).__name__}'s charts"):
+            if charts := _charts(curves, declared):
+                logger.log_metrics(charts, step=step)
 
-        charts: dict[str, Any] = {}
-        for key, (sites, by_step) in curves.items():
-            steps = sorted(by_step)
-            steps = steps[:: -(-len(steps) // _LINES)] if steps else []
-            one = find_declared(declared, key, by_site=True)
-            charts[f"charts/{key}"] = wandb.plot.line_series(
-                xs=range(len(sites)),
-                ys=[by_step[one] for one in steps],
-                keys=[f"step {one}" for one in steps],
-                title=one.quantity.label if one else key,
-                xname="site, in the order of execution",
-            )
-        if charts:
-            logger.log_metrics(charts, step=step)
+
+def _charts(
+    curves: Mapping[str, DepthCurves], declared: Mapping[str, Declared]
+) -> dict[str, Any]:
+    import wandb
+
+    charts: dict[str, Any] = {}
+    for key, (sites, by_step) in curves.items():
+        steps = sorted(by_step)
+        steps = steps[:: -(-len(steps) // _LINES)] if steps else []
+        one = find_declared(declared, key, by_site=True)
+        charts[f"charts/{key}"] = wandb.plot.line_series(
+            xs=range(len(sites)),
+            ys=[by_step[step] for step in steps],
+            keys=[f"step {step}" for step in steps],
+            title=one.quantity.label if one else key,
+            xname="site, in the order of execution",
+        )
+    return charts
 
 
 def _drawn(figure: Figure) -> Image:

@@ -277,6 +277,14 @@ class FIMEigenvalueProbe(Probe):
                 self._compare(module)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{self.name}: {type(module).__name__}'s Fisher matrix can't be taken"
+                f" ({type(error).__name__}: {error}): give output, forward_fn or"
+                " target_fn"
+            ) from error
 
     def _compare(self, module: LightningModule) -> None:
         """See that the likelihood that is read is the loss that is trained."""

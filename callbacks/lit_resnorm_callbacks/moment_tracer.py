@@ -249,7 +249,8 @@ class MomentTracer(Probe):
         word = "undetermined" if self._verdict is None else self._verdict.pathology
         for logger in trainer.loggers:
             if isinstance(logger, TakesVerdicts):
-                logger.log_verdict(f"{self.prefix}/pathology", word)
+                with self._surviving(f"{type(logger).__name__}.log_verdict"):
+                    logger.log_verdict(f"{self.prefix}/pathology", word)
 
     def figures(self) -> dict[str, Figure]:
         """Return one figure a quantity, and one of the growth of chi.

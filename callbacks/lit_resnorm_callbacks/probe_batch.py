@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from lit_resnorm.measures.passes.batch_dim import as_given, examples_first
 from lit_resnorm.measures.passes.batches import joined, num_rows, take_rows
 from lit_resnorm.measures.passes.kept_state import data_kept
-from lit_resnorm.measures.passes.untouched import untouched
+from lit_resnorm.measures.passes.untouched import Reduce, untouched
+from lit_resnorm_callbacks.ranks import measured_together
 
 
 def fixed_batch(
@@ -52,13 +53,24 @@ def fixed_batch(
         ValueError: If there is no loader to read from, it holds no example, or a batch
             doesn't tell how many; begins with `name`.
     """
+
+    def read(_: Reduce) -> Any:
+        if batch is not None:
+            return _counted(batch, batch_dim, name)[0]
+        source = dataloader if dataloader is not None else _loader(trainer, name)
+        try:
+            return first_examples(source, num_examples, name, batch_dim)
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{name}: the probe batch can't be read ({type(error).__name__}:"
+                f" {error}): give batch= or dataloader="
+            ) from error
+
     data = getattr(trainer, "datamodule", None)
     with untouched(module), data_kept(data), torch.no_grad():
-        if batch is None:
-            source = dataloader if dataloader is not None else _loader(trainer, name)
-            batch = first_examples(source, num_examples, name, batch_dim)
-        else:
-            batch, _ = _counted(batch, batch_dim, name)
+        batch = measured_together(trainer, read)
         if trainer.world_size > 1:
             batch = trainer.strategy.broadcast(batch)
         batch = take_rows(batch, slice(num_examples))

@@ -1,8 +1,9 @@
-"""Sums over ranks that a failure on one of them cannot leave hanging."""
+"""Work that a failure on one rank ends on all, so that none is left waiting."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -13,15 +14,26 @@ from lit_resnorm.measures.passes.untouched import Reduce, identity
 
 T = TypeVar("T")
 
-_FINE, _FAILED, _OUT_OF_MEMORY = 0, 1, 2
+_FINE, _REFUSED, _FAILED, _OUT_OF_MEMORY = range(4)
+
+# Identity of what a call inside another told; the object may be raised again later.
+_told: ContextVar[int | None] = ContextVar("told", default=None)
 
 
 class OtherRankError(RuntimeError):
     """A measurement failed on another rank, so that it ended on this one too."""
 
 
+class OtherRankRefusalError(OtherRankError, ValueError):
+    """Another rank refused."""
+
+
 class OutOfMemoryError(RuntimeError):
     """A measurement ran out of memory on some rank."""
+
+
+class NothingSmallerError(RuntimeError):
+    """A measurement ran out of memory, and needs no less in another way."""
 
 
 def measured_together(trainer: Trainer, measure: Callable[[Reduce], T]) -> T:
@@ -29,7 +41,9 @@ def measured_together(trainer: Trainer, measure: Callable[[Reduce], T]) -> T:
 
     Before each sum the ranks tell each other whether one has failed since the last;
     a rank that fails tells once, at the others' next sum or at their end. So all make
-    the same collectives whatever happens, and none waits for one that has left.
+    the same collectives whatever happens, and none waits for one that has left. Of
+    several failures the worst counts on all: running out of memory, then others, then
+    refusals (ValueError). Calls may be nested.
 
     Args:
         trainer: Knows the ranks.
@@ -37,22 +51,32 @@ def measured_together(trainer: Trainer, measure: Callable[[Reduce], T]) -> T:
 
     Raises:
         OutOfMemoryError: If a rank ran out of memory.
-        OtherRankError: If `measure` failed on another rank.
+        OtherRankError: If `measure` failed on another rank; says why.
         Exception: What `measure` raised on this rank.
     """
     ranks = _Ranks(trainer)
+    _told.set(None)
     try:
         result = measure(ranks.sum if trainer.world_size > 1 else identity)
-    except (OtherRankError, OutOfMemoryError):
-        raise
     except Exception as error:
-        code = _OUT_OF_MEMORY if _is_out_of_memory(error) else _FAILED
-        worst = ranks.worst(code)
-        if worst == _OUT_OF_MEMORY:
-            raise OutOfMemoryError(str(error)) from error
+        if id(error) == _told.get():
+            raise
+        code = _code(error)
+        worst, reason = ranks.exchange(code, f"{type(error).__name__}: {error}")
+        if worst == _OUT_OF_MEMORY and code == worst:
+            raise _telling(OutOfMemoryError(str(error))) from error
+        if worst != code:
+            raise _of_another(worst, reason) from error
+        _telling(error)
         raise
     ranks.agree()
     return result
+
+
+def _telling(error: Exception) -> Exception:
+    """Return an exception, noted as one that the other ranks know of."""
+    _told.set(id(error))
+    return error
 
 
 class _Ranks:
@@ -64,19 +88,23 @@ class _Ranks:
         return self._reduce(tensor.detach().clone())
 
     def agree(self) -> None:
-        worst = self.worst(_FINE)
-        if worst == _OUT_OF_MEMORY:
-            raise OutOfMemoryError("another rank ran out of memory")
-        if worst == _FAILED:
-            raise OtherRankError("the measurement failed on another rank")
+        worst, reason = self.exchange(_FINE)
+        if worst != _FINE:
+            raise _of_another(worst, reason)
 
-    def worst(self, code: int) -> int:
-        """Return the worst code of any rank, this one's included."""
-        if self.trainer.world_size == 1:
-            return code
-        codes = torch.zeros(3, device=self.trainer.strategy.root_device)
-        codes[code] = 1
-        return int(self._reduce(codes).nonzero().max())
+    def exchange(self, code: int, reason: str = "") -> tuple[int, str]:
+        """Return the worst code of any rank, this one's included, and its reason."""
+        trainer = self.trainer
+        if trainer.world_size == 1:
+            return code, reason
+        codes = torch.zeros(trainer.world_size, device=trainer.strategy.root_device)
+        codes[trainer.global_rank] = code
+        worst, rank = self._reduce(codes).max(0)
+        if worst == _FINE:
+            return _FINE, ""
+        # every rank knows of the failure here, so all take part
+        said = trainer.strategy.broadcast(reason, src=int(rank))
+        return int(worst), f"on rank {int(rank)}, {said}"
 
     def _reduce(self, tensor: Tensor) -> Tensor:
         reduced = self.trainer.strategy.reduce(tensor, reduce_op="sum")
@@ -87,7 +115,16 @@ class _Ranks:
         return reduced
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+def _of_another(code: int, reason: str) -> Exception:
+    kinds = {_OUT_OF_MEMORY: OutOfMemoryError, _REFUSED: OtherRankRefusalError}
+    return _telling(kinds.get(code, OtherRankError)(reason))
+
+
+def _code(error: Exception) -> int:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError, OutOfMemoryError)):
+        return _OUT_OF_MEMORY
+    if isinstance(error, NothingSmallerError):
+        return _FAILED
+    if isinstance(error, RuntimeError) and "allocate memory" in str(error):
+        return _OUT_OF_MEMORY
+    return _REFUSED if isinstance(error, ValueError) else _FAILED

@@ -333,7 +333,8 @@ class StabilityProbe(Probe):
         for logger in trainer.loggers:
             if isinstance(logger, TakesTables) and step is not None:
                 table = {"columns": COLUMNS, "data": self._rows, "step": step}
-                logger.log_table(f"{self.name}/twins", **table)
+                with self._surviving(f"{type(logger).__name__}.log_table"):
+                    logger.log_table(f"{self.name}/twins", **table)
 
     def teardown(
         self, trainer: Trainer, pl_module: LightningModule, stage: str
@@ -349,18 +350,24 @@ class StabilityProbe(Probe):
         self._follower.release()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the twins, and which examples they lack and have seen."""
-        chosen = min(self._left_out.removed) >= 0
-        return super().state_dict() | {
-            "left_out": self._left_out.state_dict() if chosen else None,
+        """Return the twins, and which examples they lack and have seen.
+
+        Before a training has chosen them it is what a checkpoint held, if any: a
+        learning-rate finder saves and restores then.
+        """
+        own = {
+            "left_out": self._left_out.state_dict(),
             "twins": None if self._copies is None else self._copies.state_dict(),
         }
+        if self._saved or min(self._left_out.removed) < 0:
+            own = {key: self._saved[key] for key in own if key in self._saved}
+        return super().state_dict() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         super().load_state_dict(state_dict)
         # Saved before a training began, as a search for a rate does, it holds none.
-        left_out = state_dict["left_out"]
+        left_out = state_dict.get("left_out")
         chosen = left_out is not None and min(left_out["removed"]) >= 0
         self._saved = state_dict if chosen else {}
 
@@ -418,14 +425,14 @@ class StabilityProbe(Probe):
                 f" ({type(error).__name__}: {error}): give loss_fn or forward_fn"
             ) from error
 
-    def _run_alone(self, trainer: Trainer, module: LightningModule) -> None:
+    def _measures_alone(self) -> bool:
         if self._saved or self._copies is not None:
-            super()._run_alone(trainer, module)
-        else:
-            rank_zero_info(
-                f"{self.name}: there are no twins but in a training and in its"
-                " checkpoints; nothing is measured"
-            )
+            return True
+        rank_zero_info(
+            f"{self.name}: there are no twins but in a training and in its"
+            " checkpoints; nothing is measured"
+        )
+        return False
 
     def _train_twins(self, trainer: Trainer, module: LightningModule) -> TwinTraining:
         instead = None
