@@ -286,6 +286,33 @@ def test_with_two_optimizers_steps_count_batches_that_stepped():
     assert recorder.steps("activation") == [0, 2, 4, 6, 8]
 
 
+class Accumulating(TwoOptimizers):
+    """Steps in every fourth batch, and counts for itself."""
+
+    taken = 0
+
+    def training_step(self, batch, batch_idx):
+        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+        if (batch_idx + 1) % 4 == 0:
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+            self.taken += 1
+
+
+def test_steps_under_manual_accumulation_are_those_of_the_optimizers():
+    seen = []
+
+    class Seen(ActivationRateMonitor):
+        def run(self, trainer, module, step):
+            seen.append((step, module.taken))
+            super().run(trainer, module, step)
+
+    trainer = quiet_trainer(max_epochs=4, callbacks=[Seen(cadence=3)])
+    trainer.fit(Accumulating(), *loaders())
+    assert seen == [(0, 0), (3, 3), (6, 6), (8, 8)]
+
+
 @every_probe
 def test_resumed_run_repeats_and_misses_no_step(probe, tmp_path):
     whole = Recorder()

@@ -69,6 +69,55 @@ class TwoOptimizers(Counter):
         return [torch.optim.SGD([self.weight], lr=1e-3) for _ in range(2)]
 
 
+class Accumulates(Counter):
+    """Steps two optimizers in every third batch."""
+
+    every = 3
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def due(self, index, batch_idx):
+        return (batch_idx + 1) % self.every == 0
+
+    def training_step(self, batch, batch_idx):
+        self.log("train/steps", self.steps.float())
+        self.manual_backward((batch @ self.weight).mean())
+        optimizers = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        due = [o for i, o in enumerate(optimizers) if self.due(i, batch_idx)]
+        for optimizer in due:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.steps += bool(due)
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD([self.weight], lr=1e-3) for _ in range(2)]
+
+
+class AccumulatesAlone(Accumulates):
+    def configure_optimizers(self):
+        return torch.optim.SGD([self.weight], lr=1e-3)
+
+
+class Alternates(Accumulates):
+    """One optimizer steps in even batches but the first, the other in every fifth."""
+
+    def due(self, index, batch_idx):
+        return batch_idx and batch_idx % (5 if index else 2) == 0
+
+
+class StepsTwice(AccumulatesAlone):
+    """One optimizer that steps twice a batch, by closures."""
+
+    def training_step(self, batch, batch_idx):
+        self.log("train/steps", self.steps.float())
+        for _ in range(2):
+            self.optimizers().step(lambda: (batch @ self.weight).mean())
+            self.steps += 1
+
+
 class ExplicitSteps(Callback):
     """Logs as a probe does: at the step the weights have, straight to the loggers."""
 
@@ -150,6 +199,23 @@ CASES = {
     "validation amid the epoch": (Counter, {"val_check_interval": 3}, 14),
     "two optimizers by hand": (TwoOptimizers, {}, 14),
 }
+
+
+@pytest.mark.parametrize(
+    "module", [Accumulates, AccumulatesAlone, Alternates, StepsTwice]
+)
+def test_steps_are_the_optimizers_under_manual_accumulation(tmp_path, module):
+    checkpoint = tmp_path / "x.ckpt"
+    trainer = fit(tmp_path / "run", module(), callbacks=[CheckpointAt(9, checkpoint)])
+    trainer.test(trainer.lightning_module, loader(2), verbose=False)
+    fit(tmp_path / "rest", module(), ckpt_path=checkpoint)
+    for name in ("run", "rest"):
+        rows = lines(tmp_path / name)
+        assert any("train/steps" in row for row in rows)
+        assert any("probe/batch_end" in row for row in rows)
+        for row in rows:
+            for key in row.keys() - {"step", "epoch"}:
+                assert row["step"] == row[key], row
 
 
 @pytest.mark.parametrize("case", CASES)

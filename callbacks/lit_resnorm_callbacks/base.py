@@ -29,7 +29,8 @@ from lit_resnorm.measures.passes.untouched import (
     untouched,
 )
 from lit_resnorm.quantities import Declared, Quantity, logs_section
-from lit_resnorm_callbacks.cadence import Cadence, is_dry_run, steps_taken
+from lit_resnorm.steps import steps_taken, track_steps
+from lit_resnorm_callbacks.cadence import Cadence, is_dry_run
 from lit_resnorm_callbacks.counts import check_count
 from lit_resnorm_callbacks.destinations import (
     send_charts,
@@ -250,6 +251,8 @@ class Probe(Guarded, ABC):
                 f"two callbacks have the name {self.name!r}; give one a name"
             )
         check_strategy(trainer, self.name)
+        if stage == "fit":
+            track_steps(trainer, pl_module)
 
     @entered
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -284,7 +287,7 @@ class Probe(Guarded, ABC):
             self._awaits_layers = False
             with self._surviving("on_train_batch_end"):
                 self._together(trainer, lambda _: self._prepare(trainer, pl_module))
-        step = steps_taken(trainer, in_batch=True)
+        step = steps_taken(trainer)
         fresh = step != self._last_step and not is_dry_run(trainer)
         if fresh and self.cadence.due(step, self._steps_before):
             self.run(trainer, pl_module, step)

@@ -63,23 +63,6 @@ class Cadence:
         return step // self.every_n_steps > since // self.every_n_steps
 
 
-def steps_taken(trainer: Trainer, *, in_batch: bool = False) -> int:
-    """Return the optimizer steps that the weights have taken.
-
-    With several optimizers, which each count in `trainer.global_step`, it is the number
-    of batches that stepped.
-
-    Args:
-        trainer: A trainer in `fit`.
-        in_batch: Whether the batch in hand has not been counted yet.
-    """
-    if len(trainer.optimizers) < 2:
-        return trainer.global_step
-    loop = trainer.fit_loop.epoch_loop
-    stepped = in_batch and not loop._should_accumulate()
-    return loop._batches_that_stepped + stepped
-
-
 def is_dry_run(trainer: Trainer) -> bool:
     """Say whether this is Lightning's `fast_dev_run`."""
     return bool(getattr(trainer, "fast_dev_run", False))

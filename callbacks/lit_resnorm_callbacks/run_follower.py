@@ -14,8 +14,8 @@ from lit_resnorm.measures.copies.first_pass import rehearse
 from lit_resnorm.measures.losses import check_mean
 from lit_resnorm.measures.passes.preserved import random_state
 from lit_resnorm.measures.passes.untouched import Reduce
+from lit_resnorm.steps import steps_taken
 from lit_resnorm_callbacks.batch_indices import BatchIndices
-from lit_resnorm_callbacks.cadence import steps_taken
 from lit_resnorm_callbacks.left_out import LeftOut
 from lit_resnorm_callbacks.ranks import OutOfMemoryError, measured_together
 from lit_resnorm_callbacks.twin_training import TwinTraining
@@ -108,7 +108,7 @@ class RunFollower:
         self._batch_in_hand = None
         if (training := self.training) is not None:
             self._guarded(trainer, lambda reduce: training.end(trainer, batch, reduce))
-        self._under_way |= steps_taken(trainer, in_batch=True) > self._first_step
+        self._under_way |= steps_taken(trainer) > self._first_step
 
     def check(self) -> None:
         """See that the twins are what they should be.

@@ -24,13 +24,9 @@ from torch import Tensor, nn
 
 from lit_resnorm.runs.files import CONFIG, HISTORY, SUMMARY, read_config, summarise
 from lit_resnorm.runs.json_lines import read_rows, replace_file
-from lit_resnorm.runs.steps import (
-    StepCount,
-    checkpoint_steps,
-    optimizer_steps,
-    run_status,
-)
+from lit_resnorm.runs.steps import StepCount, run_status
 from lit_resnorm.runs.writer import RunWriter
+from lit_resnorm.steps import checkpoint_steps, steps_taken
 
 
 class RunHistory(Logger):
@@ -118,7 +114,7 @@ class RunHistory(Logger):
         if checkpoint:
             steps, epoch = checkpoint_steps(checkpoint), _next_epoch(checkpoint)
         else:
-            steps, epoch = optimizer_steps(trainer), trainer.current_epoch
+            steps, epoch = steps_taken(trainer), trainer.current_epoch
         self._writer.go_on(steps, epoch, resumed=bool(checkpoint))
         if summary := self._summary():
             # a kill leaves no word of how the earlier training ended

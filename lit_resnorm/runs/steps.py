@@ -1,9 +1,9 @@
 """Which optimizer step a logged value belongs to, and how a run ended.
 
 The step of a value is the number of optimizer steps that the weights it was
-computed at have taken: `trainer.global_step` with one optimizer, processed batches
-with several. Lightning numbers validation rows and the rows at the end of a
-training epoch one lower; a logger that asks `StepCount` puts them right.
+computed at have taken (see `lit_resnorm.steps`). Lightning numbers validation rows and
+the rows at the end of a training epoch one lower; a logger that asks `StepCount` puts
+them right.
 """
 
 from __future__ import annotations
@@ -18,6 +18,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import nn
+
+from lit_resnorm.steps import (
+    checkpoint_steps,
+    steps_before_batch,
+    steps_taken,
+    track_steps,
+)
 
 _LOSS = re.compile(r"(^|[/_.])loss($|[/_.])")
 
@@ -55,6 +62,8 @@ class StepCount:
         checkpoint = trainer._checkpoint_connector._loaded_checkpoint
         of_weights = checkpoint and trainer.state.fn != "fit"
         self._evaluated = checkpoint_steps(checkpoint) if of_weights else None
+        if trainer.state.fn == "fit":
+            track_steps(trainer, model, checkpoint)
         return checkpoint
 
     def of(self, step: int | None, *, of_lightning: bool = False) -> int | None:
@@ -73,28 +82,15 @@ class StepCount:
             unknown = step in (None, counted, trainer.global_step)
             return self._evaluated if unknown else cast(int, step)
         if step is None:
-            return optimizer_steps(trainer)
-        if step != counted or not of_lightning:
+            return steps_taken(trainer)
+        in_hook = trainer.lightning_module._current_fx_name is not None
+        if step != counted or in_hook or not of_lightning:
             return step
         # inside an epoch a training row comes after the step that its loss led to
         inside = trainer._logger_connector._first_loop_iter is not None
-        return optimizer_steps(trainer) - (trainer.training and inside)
-
-
-def optimizer_steps(trainer: Trainer) -> int:
-    """Return how many steps the present weights have taken (see the module)."""
-    if len(trainer.optimizers) > 1:
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        return progress.state_dict()["total"]["processed"]
-    return trainer.global_step
-
-
-def checkpoint_steps(checkpoint: Mapping[str, Any]) -> int:
-    """Return how many steps a checkpoint's weights have taken."""
-    if len(checkpoint.get("optimizer_states", ())) > 1:
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        return progress["total"]["processed"]
-    return checkpoint["global_step"]
+        if trainer.training and inside:
+            return steps_before_batch(trainer)
+        return steps_taken(trainer)
 
 
 def run_status(status: str, trainer: Trainer) -> str:

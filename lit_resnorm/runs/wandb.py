@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from lit_resnorm.runs.files import RESUMED, SITE
 from lit_resnorm.runs.history import RunHistory
-from lit_resnorm.runs.steps import StepCount, checkpoint_steps, run_status
+from lit_resnorm.runs.steps import StepCount, run_status
+from lit_resnorm.steps import checkpoint_steps
 
 _STEP = "trainer/global_step"
 
