@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import re
-import sys
+from collections.abc import Iterable
 
 SUCCESS, FAILURE, WRONG_USE, PATHOLOGICAL, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses of the command line; a diverged run is pathological."""
 
-_KEY = re.compile(r'Parser key "([^"]+)":')
-# Messages of jsonargparse around the reason, which is their cause.
-_WRAPPING = re.compile(
-    r"[\s-]*(Parser key|Does not validate|Problem with given class_path"
-    r"|Problems parsing config|Expected a path but)"
-)
-_REWORDED = (
-    (r"Expected a dot import path string: (\S+)", r"unknown class '\1'"),
-    (r"Expected a <class '(\w+)'>\. Got value: (.*)", r"expected \1, got '\2'"),
-    (r"Expected a typing\.Literal\[(.*)\]\. Got value: (.*)", r"\2 is none of \1"),
-    (r"the following arguments are required: \w+\.(\w+)", r"--\1 is missing"),
-    (r"expected \"subcommand\" to be one of (.*), but it was.*", r"no command of \1"),
-)
 _LONG = 500
+_BEGINS = 0.9
+"""Likeness of a name and its beginning, at least."""
+_ALIKE, _AS_GOOD = 0.65, 0.05
+"""Likeness from which a name is suggested, and how far it may be below the best."""
 
 
 class UsageError(ValueError):
@@ -34,43 +23,49 @@ def one_line(error: BaseException) -> str:
     """Return what an error says, in one line."""
     if isinstance(error, UsageError):
         return str(error)
-    keys: list[str] = []
-    while True:
-        text = str(error)
-        key = _KEY.match(text)
-        if key and key[1] not in keys[-1:]:
-            keys.append(key[1])
-        if error.__cause__ is None or not _is_wrapping(error):
-            break
+    # Lightning's, around what a user's own code raised
+    while type(error).__name__ == "MisconfigurationException" and error.__cause__:
         error = error.__cause__
-    line = re.sub(r"\s+", " ", text).strip() or type(error).__name__
-    for pattern, words in _REWORDED:
-        line = re.sub(pattern, words, line)
-    bare = isinstance(error, LookupError | ArithmeticError | AttributeError)
-    if bare and not type(error).__module__.startswith("jsonargparse"):
+    line = " ".join(str(error).split()) or type(error).__name__
+    # of these the text alone is a key, a number or a name
+    if isinstance(error, LookupError | ArithmeticError | AttributeError):
         line = f"{type(error).__name__}: {line}"
-    line += _suggestion(line)
-    line = line if len(line) <= _LONG else line[: _LONG - 3] + "..."
-    return f"--{'.'.join(keys)}: {line}" if keys else line
+    return shortened(line)
 
 
-def _is_wrapping(error: BaseException) -> bool:
-    # commands that need no Lightning don't wait for its import
-    if isinstance(error, argparse.ArgumentError) or (
-        type(error).__name__ == "MisconfigurationException"
-    ):
-        return True
-    return bool(_WRAPPING.match(str(error)))
+def shortened(line: str) -> str:
+    """Return a line that can be read at a glance."""
+    return line if len(line) <= _LONG else line[: _LONG - 3] + "..."
 
 
-def _suggestion(line: str) -> str:
-    unknown = re.search(r"unknown class '(\w+)'", line)
-    if not unknown or "lightning" not in sys.modules:
-        return ""
-    from lightning.pytorch import Callback, LightningDataModule, LightningModule
+def nearest(word: str, known: Iterable[str], *, number: int = 3) -> list[str]:
+    """Return the known names that a misspelt one may stand for, the likeliest first.
 
-    kinds: list[type] = [LightningModule, LightningDataModule, Callback]
-    for kind in kinds:  # grows by the classes derived from those in it
-        kinds.extend(kind.__subclasses__())
-    close = difflib.get_close_matches(unknown[1], {kind.__name__ for kind in kinds})
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    Whole names are compared, and the last of their parts: `--max_epochs` stands for
+    `--trainer.max_epochs`. Capitals don't count.
+
+    Args:
+        word: What was given.
+        known: What there is.
+        number: How many to return at most.
+    """
+    likeness = {name: _likeness(word, name) for name in known}
+    best = max(likeness.values(), default=0.0)
+    bound = max(_ALIKE, best - _AS_GOOD)
+    close = [name for name, value in likeness.items() if value >= bound]
+    return sorted(close, key=lambda name: -likeness[name])[:number]
+
+
+def _likeness(word: str, name: str) -> float:
+    """Return how much alike two names are, from 0 to 1."""
+    word, name = word.lower(), name.lower()
+    parts = [one.rpartition(".")[2].lstrip("-") for one in (word, name)]
+    whole = difflib.SequenceMatcher(None, word, name).ratio()
+    last = difflib.SequenceMatcher(None, parts[0], parts[1]).ratio()
+    begins = _BEGINS if len(parts[0]) > 1 and parts[1].startswith(parts[0]) else 0.0
+    return max(whole, last, begins)
+
+
+def suggestion(names: list[str]) -> str:
+    """Return the end of an error that names what may have been meant."""
+    return f"; did you mean {' or '.join(names)}?" if names else ""

@@ -52,7 +52,7 @@ def error_of(capsys, args, status=2):
 
 
 BAD = {
-    "no command": ([], "fit,validate,test,predict"),
+    "no command": ([], "fit, validate, test, predict, compare, diagnose, reproduce"),
     "unknown command": (["fitt"], "no command 'fitt'.*did you mean fit"),
     "misspelt command": (["comapre", "x"], "'comapre'.*diagnose.*did you mean compare"),
     "negative rate": (
@@ -91,7 +91,7 @@ BAD = {
         "trainer.callbacks: two ActivationRateMonitor have the name 'activation'",
     ),
     "optimizer": ([*FIT, "--model.optimizer", "Dada"], "model.optimizer.*Dada"),
-    "unknown option": ([*FIT, "--depth", "3"], "--depth 3"),
+    "unknown option": ([*FIT, "--depth", "3"], "--depth; did you mean --model.depth"),
     "unknown option of the model": ([*FIT, "--model.dept", "3"], "model.*dept"),
     "trainer option": ([*FIT, "--trainer.max_epochs", "x"], "max_epochs.*'x'"),
     "no config": (["fit", "--config", "no.yaml"], "--config no.yaml: No such file"),

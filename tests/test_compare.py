@@ -491,15 +491,17 @@ def test_of_many_findings_the_worst_are_printed(tmp_path, capsys):
 
 def test_nothing_to_compare_is_one_line_and_status_1(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert main(["compare", "empty", "missing"]) == 1
+    assert main(["compare", "empty"]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("lit-resnorm: error: nothing to compare")
-    assert "missing: no such file" in line
+    assert "empty: it is empty" in line
     assert list(tmp_path.iterdir()) == [tmp_path / "empty"]
 
 
 WRONG = {
     "no run": ([], "required: RUN"),
+    "a missing path": (["all", "missing"], "missing: no such file"),
+    "a missing path among runs": (["all", "all/b"], "all/b: no such file"),
     "an option": (["all", "--bye", "lr"], "--bye"),
     "a key": (["all", "--by", "momentun"], "--by momentun: no run has"),
     "no file": (["all", "--json", "no/such/c.json"], "--json no/such/c.json"),

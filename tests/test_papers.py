@@ -234,7 +234,7 @@ def test_pages_need_results(tmp_path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["furusho2020.fig77"], "nearest: furusho2020.fig7"),
+        (["furusho2020.fig77"], "did you mean furusho2020.fig7"),
         ([], "--list"),
         (["furusho2020.fig1", "--scale", "huge"], "small"),
         (["furusho2020.fig1", "--jobs", "0"], "--jobs"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import traceback
@@ -16,7 +15,9 @@ from lit_resnorm.errors import (
     SUCCESS,
     WRONG_USE,
     UsageError,
+    nearest,
     one_line,
+    suggestion,
 )
 from lit_resnorm.runs.files import RUN_DIR
 
@@ -113,13 +114,18 @@ def _run(args: list[str]) -> int:
 
 
 def _check_command(args: list[str]) -> None:
-    if not args or args[0].startswith("-") or args[0] in _COMMANDS:
+    if not args:
+        raise UsageError(f"no command; there are {', '.join(_COMMANDS)}")
+    first = args[0]
+    if first in _COMMANDS or (first.startswith("-") and {*args} & {*_COMMANDS}):
         return
-    close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise UsageError(
-        f"there is no command {args[0]!r}, only {', '.join(_COMMANDS)}{hint}"
-    )
+    if not first.startswith("-"):
+        close = suggestion(nearest(first, _COMMANDS))
+        known = ", ".join(_COMMANDS)
+        raise UsageError(f"there is no command {first!r}, only {known}{close}")
+    close = suggestion(nearest(first, ("--help", "--version", "--traceback")))
+    after = f"{first.partition('=')[0]} comes after a command, one of"
+    raise UsageError(f"{after} {', '.join(_COMMANDS)}{close}")
 
 
 def _status_of_exit(error: SystemExit) -> int:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_resnorm.errors import UsageError
 from lit_resnorm.modules.classifier import LitClassifier
+
+_LARGEST_SEED = 2**32 - 1
 
 
 def check_devices(accelerator: str, devices: Any) -> None:
@@ -25,6 +26,12 @@ def check_devices(accelerator: str, devices: Any) -> None:
     number = int(devices) if str(devices).isdecimal() else 1
     if number > count:
         raise ValueError(f"{asked}: this machine has {count or 'no'} GPU")
+
+
+def check_seed(seed: bool | int) -> None:
+    """Raise UsageError for a seed that numpy doesn't take."""
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise UsageError(f"--seed_everything {seed}: it must be from 0 to 2**32 - 1")
 
 
 def check_callback_names(callbacks: Iterable[Callback]) -> None:
@@ -91,23 +98,6 @@ def check_optimizer(module: LightningModule) -> None:
         module.configure_optimizers()
     except (TypeError, ValueError) as error:
         raise ValueError(f"--model.optimizer, --model.lr_scheduler: {error}") from error
-
-
-def check_config_files(args: Sequence[str]) -> None:
-    """Raise UsageError for a config file that isn't there or is no mapping in YAML."""
-    words = iter(args)
-    for word in words:
-        option, _, path = word.partition("=")
-        if option not in ("--config", "-c"):
-            continue
-        path = path or next(words, "")
-        try:
-            config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise UsageError(f"--config {path}: {reason}") from error
-        if not isinstance(config, dict):
-            raise UsageError(f"--config {path}: it holds no options")
 
 
 _RESTORING = {"checkpoint_connector.py": "restore", "fit.py": "_restore_loop"}

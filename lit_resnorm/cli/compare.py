@@ -8,10 +8,11 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from lit_resnorm.cli.arguments import CommandParser
 from lit_resnorm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,13 +21,10 @@ if TYPE_CHECKING:
 
 PAGE = "compare.html"
 _PROJECT = re.compile(r"[\w.-]+/[\w.-]+")
+_RUNS = "runs"
+"""Folder of runs, which is no entity of W&B's."""
 _WIDE = 250
 """Columns of an output that is no terminal: no line is cut."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"compare: {message}")
 
 
 def compare(args: Sequence[str]) -> int:
@@ -45,6 +43,7 @@ def compare(args: Sequence[str]) -> int:
     options = _parser().parse_args(args)
     if options.workspace or options.report:
         return _saved_views(options)
+    _check_there(options.runs)
     for option, path in (("--out", options.out), ("--json", options.json)):
         _check_writable(option, path)
     from lit_resnorm.compare.document import comparison_document
@@ -75,7 +74,7 @@ def compare(args: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="lit-resnorm compare",
         description="Put runs side by side: what differs in their configs, a table,"
         " what is pathological in which run and why, and one HTML page that needs no"
@@ -129,6 +128,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _path(text: str) -> Path | None:
     return Path(text) if text else None
+
+
+def _check_there(words: Sequence[str]) -> None:
+    """Raise UsageError for a path that isn't there and can't be meant as a project."""
+    from lit_resnorm.compare.online import ADDRESS
+
+    for word in words:
+        first = Path(word).parts[:1]
+        local = word.endswith("/") or first == (_RUNS,) or Path(*first).is_dir()
+        if not Path(word).exists() and (local or not ADDRESS.fullmatch(word)):
+            raise UsageError(f"compare: {word}: no such file or directory")
 
 
 def _check_writable(option: str, path: Path | None) -> None:

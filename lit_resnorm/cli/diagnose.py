@@ -7,12 +7,13 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from lit_resnorm.cli.arguments import CommandParser
 from lit_resnorm.errors import PATHOLOGICAL, SUCCESS, UsageError
 from lit_resnorm.runs.files import CHECKPOINTS, CONFIG
 
@@ -38,11 +39,6 @@ All options of `lit-resnorm fit` are taken too, for example
 Exit status: 0 healthy or undetermined, 3 a pathology found, 2 wrong use, 1 failure."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
 def diagnose_command(args: Sequence[str]) -> int:
     """Run `lit-resnorm diagnose` and return its exit status.
 
@@ -56,14 +52,15 @@ def diagnose_command(args: Sequence[str]) -> int:
         UsageError: On an option that can't be right, files that aren't there, or a
             network that can't be diagnosed on this data.
     """
-    options, rest = _parser().parse_known_args(args)
+    parser = _parser()
+    options, rest = parser.parse_known_args(args)
     _check(options)
     fit_options = [*_config_of(options, rest), *rest]
     if options.seed is not None:
         fit_options += ["--seed_everything", str(options.seed)]
     from lit_resnorm.cli.model_and_data import model_and_data
 
-    made = model_and_data(fit_options)
+    made = model_and_data(fit_options, parser.option_names())
     if options.checkpoint is not None:
         _load(made.module, options.checkpoint)
     console = Console(stderr=True)
@@ -117,12 +114,11 @@ def _diagnosis(
         raise UsageError(" ".join(str(error).split())) from error
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="lit-resnorm diagnose",
         description=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--config",

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,15 @@ import lit_resnorm.modules  # noqa: F401
 import lit_resnorm_callbacks  # noqa: F401
 from lit_resnorm.cli.checks import (
     check_callback_names,
-    check_config_files,
     check_devices,
     check_optimizer,
     check_outputs,
+    check_seed,
     restores_checkpoint,
 )
+from lit_resnorm.cli.config_files import check_config_files
 from lit_resnorm.cli.defaults import filled_in, with_defaults, without_traces
+from lit_resnorm.cli.options import OptionParser, explained
 from lit_resnorm.cli.run import RunConfig, choose_run, forget_run, rank
 from lit_resnorm.data import DataModule
 from lit_resnorm.errors import UsageError, one_line
@@ -54,11 +56,15 @@ class ResNormCLI(LightningCLI):
 
     Args:
         args: Words of the command line.
+        more: Options, with dashes, that another command has beside those of `fit`.
     """
 
-    def __init__(self, args: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, args: Sequence[str] | None = None, more: Iterable[str] = ()
+    ) -> None:
         self.run_dir: Path | None = None
         self._words = sys.argv[1:] if args is None else list(args)
+        self._more = [*more]
         # Of Lightning's own doing: it says nothing to those who start a run.
         warnings.filterwarnings("ignore", message=r".*LeafSpec\)?` is deprecated")
         super().__init__(
@@ -67,6 +73,7 @@ class ResNormCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=RunConfig,
+            parser_class=OptionParser,
             trainer_defaults={"default_root_dir": "runs"},
             seed_everything_default=0,
             # our modules take optimizer and scheduler as options of their own
@@ -105,8 +112,7 @@ class ResNormCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Return a parser that raises instead of leaving the process."""
-        own = {"exit_on_error": False, "parser_mode": _YAML}
-        return super().init_parser(**{**own, **kwargs})
+        return super().init_parser(**{"parser_mode": _YAML, **kwargs})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of run directories."""
@@ -134,11 +140,12 @@ class ResNormCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words of the command line."""
-        check_config_files(sys.argv[1:] if args is None else args)
+        check_config_files(self._words)
         try:
             self.config = parser.parse_args(args)
         except Exception as error:
-            raise UsageError(one_line(error)) from error
+            raise UsageError(explained(error, self._words, self._more)) from error
+        check_seed(self.options.seed_everything)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the options as they are: a checkpoint doesn't override them."""

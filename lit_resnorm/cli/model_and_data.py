@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,15 +30,19 @@ class ModelAndData:
     dataset: str
 
 
-def model_and_data(args: Sequence[str]) -> ModelAndData:
+def model_and_data(args: Sequence[str], more: Iterable[str] = ()) -> ModelAndData:
     """Return the model and data that these options of `fit` make.
 
     All that `fit` takes is taken; nothing is trained, and nothing written.
 
+    Args:
+        args: Options and their values.
+        more: Further options, with dashes, that misspelt ones may have been.
+
     Raises:
         UsageError: If `fit` would refuse the options.
     """
-    cli = _Unstarted(["fit", *args])
+    cli = _Unstarted(["fit", *args], more)
     options = cli.options
     return ModelAndData(
         cli.model,

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 
-from lit_resnorm.errors import FAILURE, INTERRUPTED, SUCCESS, UsageError
+from lit_resnorm.cli.arguments import CommandParser
+from lit_resnorm.errors import (
+    FAILURE,
+    INTERRUPTED,
+    SUCCESS,
+    UsageError,
+    nearest,
+    suggestion,
+)
 from lit_resnorm.papers.contents import ENTRIES
 from lit_resnorm.papers.item import MARKS
 from lit_resnorm.papers.printing import print_table
 
 __all__ = ["reproduce"]
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
+_ADDRESS = re.compile(r"\w+://.+:\d+")
 
 
 def reproduce(args: Sequence[str]) -> int:
@@ -50,11 +55,11 @@ def reproduce(args: Sequence[str]) -> int:
     if options.scale == "full":
         for item in items:
             check_data(item.name, item.data)
-    _check_writable(options.out)
     console = Console(stderr=True)
     verdicts = []
     try:
         with _executor(options.scheduler, options.jobs):
+            _check_writable(options.out)
             for item in items:
                 verdict = reproduce_item(
                     item, options.scale, options.out, options.seed, console=console
@@ -73,7 +78,7 @@ def reproduce(args: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="lit-resnorm reproduce",
         description="Run figures and tables of papers; print whether what must come "
         "out came out. An interrupted run goes on by the same command.",
@@ -102,9 +107,8 @@ def _chosen(names: Sequence[str]) -> list[str]:
         return list(ENTRIES)
     for name in names:
         if name not in ENTRIES:
-            close = difflib.get_close_matches(name, ENTRIES, cutoff=0.3)
-            nearest = f"; nearest: {', '.join(close)}" if close else ""
-            raise UsageError(f"reproduce: there is no item {name!r}{nearest}")
+            close = suggestion(nearest(name, ENTRIES)) or "; --list shows them"
+            raise UsageError(f"reproduce: there is no item {name!r}{close}")
     return list(dict.fromkeys(names))
 
 
@@ -121,6 +125,8 @@ def _check_writable(out: Path) -> None:
 def _executor(scheduler: str | None, jobs: int | None) -> Any:
     if jobs is not None and jobs < 1:
         raise UsageError(f"--jobs must be at least 1; got {jobs}")
+    if scheduler is not None and not _ADDRESS.fullmatch(scheduler):
+        raise UsageError(f"--scheduler {scheduler}: it must be tcp://HOST:PORT")
     from lit_resnorm.papers.running import executor
 
     return executor(scheduler, jobs)
