@@ -12,6 +12,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 Scale = Literal["auto", "linear", "log"]
@@ -21,6 +22,8 @@ SITE = "<site>"
 """Part of a quantity's name that stands for the site in the logged ones."""
 
 _MARK = re.compile(r"<\w+>")
+_MOST = 1_000
+"""Quantities of one run that are read."""
 _TEXTS = ("unit", "heading", "panel", "source")
 
 
@@ -162,6 +165,12 @@ class Declared:
         """The same without its site."""
         return f"{self.prefix}/{self.quantity.stem}"
 
+    @cached_property
+    def pattern(self) -> re.Pattern[str] | None:
+        """Of the names that the key stands for; None where it is a name or of sites."""
+        is_open = not self.quantity.by_site and _MARK.search(self.key)
+        return re.compile(name_pattern(self.key)) if is_open else None
+
     @property
     def identity(self) -> tuple[str, str]:
         """What is the same however the probe treats batch norm."""
@@ -192,7 +201,7 @@ def declared_quantities(rows: Any) -> dict[str, Declared]:
     Args:
         rows: By key what `Declared.row` returns, as JSON or YAML gave it back.
     """
-    items = rows.items() if isinstance(rows, Mapping) else ()
+    items = [*rows.items()][:_MOST] if isinstance(rows, Mapping) else ()
     found = ((key, _declared(key, row)) for key, row in items)
     return {key: one for key, one in found if one is not None}
 
@@ -200,6 +209,9 @@ def declared_quantities(rows: Any) -> dict[str, Declared]:
 def _declared(key: Any, row: Any) -> Declared | None:
     is_row = isinstance(key, str) and isinstance(row, Mapping)
     prefix, _, name = key.partition("/") if is_row else ("", "", "")
+    # two wildcards side by side would take a pattern the square of a name's length
+    if any(len(_MARK.findall(part)) > 1 for part in name.split("/")):
+        return None
     texts = (
         [row.get(option) for option in ("probe", "section", "title")] if name else []
     )
@@ -244,9 +256,8 @@ def find_declared(
         return quantities.get(f"{key}/{SITE}")
     if key in quantities:
         return quantities[key]
-    for name, one in quantities.items():
-        open_name = not one.quantity.by_site and _MARK.search(name)
-        if open_name and re.fullmatch(name_pattern(name), key):
+    for one in quantities.values():
+        if one.pattern is not None and one.pattern.fullmatch(key):
             return one
     return None
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from lit_resnorm.quantities import Declared, declared_quantities
+from lit_resnorm.runs.reading import check_size
 
 FLAT = ("variant", "depth", "width", "data", "optimizer", "lr", "batch_size", "seed")
 """Keys that every run of `fit` has."""
@@ -30,6 +31,11 @@ _LEFT_OUT = re.compile(
     r"|.*\b(dirpath|save_dir|root|run_name|run_id|_instantiator|_class_path))(\..*)?"
     r"|_.*"
 )
+MOST_SETTINGS = 5_000
+"""Settings of one run that are compared."""
+
+# beyond it no number of JSON's is read as it was written
+_LARGEST = 2**63 - 1
 _ABSOLUTE = re.compile(r"/[^/]|[A-Za-z]:[\\/]|~/")
 
 
@@ -43,7 +49,11 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: As loggers got it: nested under `config` beside flat keys, or another
             project's, nested or flat.
+
+    Raises:
+        ValueError: If it holds too much, or too deep.
     """
+    check_size(config)
     nested = config.get("config")
     ours = isinstance(nested, Mapping) and "variant" in config
     flat = {key: _scalar(config[key]) for key in FLAT if ours and key in config}
@@ -52,6 +62,8 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
         path = isinstance(value, str) and _ABSOLUTE.match(value)
         if not second and not path and not _LEFT_OUT.fullmatch(key):
             flat[key] = value
+    if len(flat) > MOST_SETTINGS:
+        raise ValueError(f"its config has more than {MOST_SETTINGS} settings")
     return flat
 
 
@@ -96,6 +108,8 @@ def _parts(value: Sequence[Any]) -> bool:
 
 
 def _scalar(value: Any) -> Any:
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return hex(value)
     if value is None or isinstance(value, str | bool | int | float):
         return value
     return json.dumps(value, default=str)

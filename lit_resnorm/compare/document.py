@@ -31,6 +31,8 @@ _STEPS = 24
 """Steps by depth that the document keeps of a run and quantity."""
 
 
+# runs may hold the largest numbers that there are
+@np.errstate(over="ignore", invalid="ignore")
 def comparison_document(
     runs: Sequence[Recorded],
     skipped: Sequence[Mapping[str, str]] = (),
@@ -71,9 +73,9 @@ def comparison_document(
             {"key": key, "values": [plain(value) for value in values]}
             for key, values in differences(configs, also=keys).items()
         ],
-        "same": {key: plain(value) for key, value in same(configs).items()},
+        "same": _plain(same(configs)),
         "runs": _runs(runs, groups),
-        "groups": [asdict(group) for group in groups],
+        "groups": [{**asdict(group), "key": _plain(group.key)} for group in groups],
         "columns": [
             {"key": c.key, "title": c.title, "better": c.better, "digits": c.digits}
             for c in columns
@@ -87,6 +89,10 @@ def comparison_document(
     }
 
 
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: plain(value) for key, value in values.items()}
+
+
 def _runs(runs: Sequence[Recorded], groups: Sequence[Group]) -> list[dict[str, Any]]:
     group_of = {place: g for g, group in enumerate(groups) for place in group.runs}
     return [
@@ -98,7 +104,7 @@ def _runs(runs: Sequence[Recorded], groups: Sequence[Group]) -> list[dict[str, A
             "status": run.status,
             "verdicts": dict(run.verdicts),
             "seconds": run.seconds,
-            "config": {key: plain(value) for key, value in run.config.items()},
+            "config": _plain(run.config),
         }
         for place, run in enumerate(runs)
     ]
@@ -123,7 +129,7 @@ def _group_cells(group: Group, columns: Sequence[Column]) -> dict[str, Any]:
         found = [column.cells[place] for place in group.runs]
         numbers = [cell for cell in found if isinstance(cell, int | float)]
         if numbers and len(numbers) == sum(cell is not None for cell in found):
-            cells[column.key] = asdict(spread(numbers))
+            cells[column.key] = _plain(asdict(spread(numbers)))
     return cells
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_resnorm.compare.config import flat_config, parted_config
 from lit_resnorm.compare.recorded import Recorded, recorded_of_rows
-from lit_resnorm.runs.json_lines import flat_values
+from lit_resnorm.runs.json_lines import flat_values, whole_step
 
 ADDRESS = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 """`entity/project` or `entity/project/run`."""
@@ -24,8 +24,11 @@ _STATES = {
 _SECONDS = 30
 
 
-def read_online(address: str) -> list[Recorded]:
+def online_runs(address: str) -> list[tuple[str, Any]]:
     """Return the runs of a project, or the one run that an address names.
+
+    Returns:
+        The address of each, and the run of `wandb.Api`.
 
     Raises:
         ValueError: If the server can't be asked, or has no such run.
@@ -39,10 +42,8 @@ def read_online(address: str) -> list[Recorded]:
             raise ValueError("no API key is configured: see `wandb login`")
         api = wandb.Api(timeout=_SECONDS)
         if address.count("/") == 2:
-            return [recorded_online(api.run(address), address)]
-        runs = [
-            recorded_online(run, f"{address}/{run.id}") for run in api.runs(address)
-        ]
+            return [(address, api.run(address))]
+        runs = [(f"{address}/{run.id}", run) for run in api.runs(address)]
     except (wandb.Error, OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
@@ -71,20 +72,21 @@ def recorded_online(run: Any, source: str) -> Recorded:
         name=run.name or run.id,
         source=source,
         kind="online",
-        status=status if said in (None, "running") else said,
         config=flat_config(config),
-        seconds=(summary.get("_wandb") or {}).get("runtime"),
+        summary={
+            "status": status if said in (None, "running") else said,
+            "seconds": (summary.get("_wandb") or {}).get("runtime"),
+        },
         quantities=quantities,
     )
 
 
 def _rows(history: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
     for row in history:
-        step = row.get(_STEP)
-        step = row.get("_step", 0) if step is None else step
+        key = _STEP if row.get(_STEP) is not None else "_step"
         values = {
             key: value
             for key, value in flat_values(row).items()
             if key != _STEP and not key.startswith("_")
         }
-        yield {**values, "step": int(step)}
+        yield {**values, "step": whole_step(key, row.get(key, 0))}

@@ -5,6 +5,7 @@ Dimensions: S steps at which a value was measured.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from lit_resnorm.compare.shipped import shipped_quantities
 from lit_resnorm.quantities import Code, Declared, find_declared
-from lit_resnorm.runs.files import SITE
+from lit_resnorm.runs.files import SITE, check_summary
 from lit_resnorm.runs.json_lines import NOT_FINITE
 
 Kind = Literal["directory", "offline", "online", "csv"]
@@ -70,6 +71,13 @@ class Recorded:
                 yield prefix
 
 
+MOST_VALUES = 10_000_000
+"""Numbers of one run that are compared."""
+
+MOST_KEYS = 20_000
+"""Names of values of one run."""
+
+
 def series_of_rows(
     rows: Iterable[Mapping[str, Any]],
 ) -> tuple[dict[str, Series], dict[str, dict[str, Series]]]:
@@ -78,26 +86,19 @@ def series_of_rows(
     Args:
         rows: Objects with a whole `step` and values; what is no number is left out,
             and of two values of one step the later counts.
+
+    Raises:
+        ValueError: If there are too many values or names, or one that is beyond what
+            a float or a step can be.
     """
-    points: dict[str, tuple[list[int], list[float]]] = {}
-    for row in rows:
-        step = row["step"]
-        for key, value in row.items():
-            number = NOT_FINITE.get(value) if isinstance(value, str) else value
-            if not isinstance(number, int | float):
-                continue
-            found = points.get(key)
-            if found is None:
-                found = points[key] = ([], [])
-            found[0].append(step)
-            found[1].append(number)
+    points = _points(rows)
     points.pop("step", None)
     points.pop("epoch", None)
     series: dict[str, Series] = {}
     depth: dict[str, dict[str, Series]] = {}
-    for key, (steps, values) in points.items():
+    for key in list(points):
         match = SITE.fullmatch(key)
-        one = sorted_series(steps, values)
+        one = sorted_series(*points.pop(key))
         if match is None:
             series[key] = one
         else:
@@ -106,11 +107,42 @@ def series_of_rows(
     return series, ordered
 
 
+def _points(
+    rows: Iterable[Mapping[str, Any]],
+) -> dict[str, tuple[array[int], array[float]]]:
+    """Return steps and values by name, as compact as they can be held."""
+    points: dict[str, tuple[array[int], array[float]]] = {}
+    number = 0
+    for row in rows:
+        step = row["step"]
+        for key, value in row.items():
+            found = NOT_FINITE.get(value) if isinstance(value, str) else value
+            if not isinstance(found, int | float):
+                continue
+            known = points.get(key)
+            if known is None:
+                known = points[key] = (array("q"), array("d"))
+            try:
+                known[0].append(step)
+                known[1].append(found)
+            except OverflowError as error:
+                raise ValueError(
+                    f"a step or value of {key} takes more than 64 bits"
+                ) from error
+        number += len(row)
+        if number > MOST_VALUES:
+            raise ValueError(f"it holds more than {MOST_VALUES} values")
+        if len(points) > MOST_KEYS:
+            raise ValueError(f"its values have more than {MOST_KEYS} names")
+    return points
+
+
 def sorted_series(steps: Iterable[int], values: Iterable[float]) -> Series:
     """Return a series in the order of its steps, the later of two equal ones alone."""
     step = np.fromiter(steps, np.int64)
     value = np.fromiter(values, np.float64)
-    if (np.diff(step) > 0).all():
+    # no difference of steps: it may be beyond an int64
+    if (step[1:] > step[:-1]).all():
         return Series(step, value)
     order = np.argsort(step, kind="stable")
     step, value = step[order], value[order]
@@ -124,10 +156,8 @@ def recorded_of_rows(
     name: str,
     source: str,
     kind: Kind,
-    status: str,
     config: Mapping[str, Any],
-    verdicts: Mapping[str, str] | None = None,
-    seconds: float | None = None,
+    summary: Mapping[str, Any],
     quantities: Mapping[str, Declared] | None = None,
 ) -> Recorded:
     """Return a run from its history.
@@ -135,9 +165,19 @@ def recorded_of_rows(
     Verdicts that were logged as numbers become words: so they are the same wherever a
     run was recorded.
 
+    Args:
+        rows: As `series_of_rows` takes them.
+        name: As `Recorded.name`; `source` and `kind` likewise.
+        source: Where it was read.
+        kind: What it was read from.
+        config: Its config, flat.
+        summary: `status`, `verdicts`, `seconds`, as far as known.
+        quantities: What its probes declared.
+
     Raises:
-        ValueError: If the history holds no number.
+        ValueError: If the history holds no number, or the summary isn't one.
     """
+    check_summary(summary)
     series, depth = series_of_rows(rows)
     if not series and not depth:
         raise ValueError("it holds no values")
@@ -152,10 +192,10 @@ def recorded_of_rows(
         name=name,
         source=source,
         kind=kind,
-        status=status,
+        status=summary.get("status", ""),
         config=config,
-        verdicts={**(verdicts or {}), **words},
-        seconds=seconds,
+        verdicts={**summary.get("verdicts", {}), **words},
+        seconds=summary.get("seconds"),
         series=series,
         depth=depth,
         quantities=quantities,

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from lit_resnorm.compare.config import flat_config, parted_config
-from lit_resnorm.compare.csv_logs import METRICS, read_csv_rows, read_hparams
-from lit_resnorm.compare.online import ADDRESS, read_online
+from lit_resnorm.compare.csv_logs import (
+    HPARAMS,
+    METRICS,
+    read_csv_rows,
+    read_hparams,
+)
+from lit_resnorm.compare.online import ADDRESS, online_runs, recorded_online
 from lit_resnorm.compare.recorded import Kind, Recorded, recorded_of_rows
 from lit_resnorm.quantities import declared_quantities
-from lit_resnorm.runs.files import CONFIG, HISTORY, SUMMARY, RunRows, read_run_rows
+from lit_resnorm.runs.files import (
+    CHECKPOINTS,
+    CONFIG,
+    HISTORY,
+    SUMMARY,
+    read_logged_config,
+    read_summary,
+)
+from lit_resnorm.runs.json_lines import rows_of
 from lit_resnorm.runs.wandb_offline import find_offline_runs, read_offline_run
 
 Skipped = dict[str, str]
 """`name` and `reason` of what could not be read."""
 
-_SUMMARY = {"status": str, "verdicts": dict, "seconds": int | float | None}
-"""Kinds of what a whole `summary.json` holds."""
-
 _DEEP = 4
 """Levels of folders in which runs are looked for."""
+
+_LONGEST = 300
+"""Characters of a reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,35 +56,67 @@ class _Place:
     folders: tuple[Path, ...] = ()
 
 
-class _NothingError(ValueError):
-    """A folder that looks like a run's and holds none."""
-
-
 def read_runs(words: Iterable[str]) -> tuple[list[Recorded], list[Skipped]]:
     """Return the runs that words name, in their order, and what could not be read.
 
     A word is a run directory, an offline W&B run, a log of Lightning's CSVLogger, a
     folder of such ones, or `entity/project[/run]` on the W&B server where there is no
     such path. A run that is found twice counts once, and an offline W&B run inside a
-    run directory is not read beside it.
+    run directory is not read beside it. Memory and time that a run takes are bounded;
+    whatever it holds, it hinders no other.
     """
     runs: list[Recorded] = []
     skipped: list[Skipped] = []
     found: list[_Place | str] = []
     for word in words:
-        if Path(word).exists():
-            found += _places(Path(word), skipped)
-        elif ADDRESS.fullmatch(word):
-            found.append(word)
-        else:
-            skipped.append({"name": word, "reason": "no such file or directory"})
-    for place in _once(found):
         try:
-            runs += read_online(place) if isinstance(place, str) else [_read(place)]
-        except (OSError, ValueError, ModuleNotFoundError) as error:
-            name = place if isinstance(place, str) else str(place.path)
-            skipped.append({"name": name, "reason": " ".join(str(error).split())})
+            os.lstat(word)
+        except (FileNotFoundError, NotADirectoryError):
+            if ADDRESS.fullmatch(word):
+                found.append(word)
+            else:
+                skipped.append(_skipped(word, "no such file or directory"))
+        except (OSError, ValueError) as error:
+            skipped.append(_skipped(word, error))
+        else:
+            found += _places(Path(word), skipped)
+    for name, read in _readers(_once(found), skipped):
+        try:
+            runs.append(read())
+        # one run must not end the comparison of others, whatever is wrong with it
+        except Exception as error:
+            skipped.append(_skipped(name, error))
     return _told_apart(runs), skipped
+
+
+def _readers(
+    places: Iterable[_Place | str], skipped: list[Skipped]
+) -> Iterator[tuple[str, Callable[[], Recorded]]]:
+    """Yield the name of each run, and what reads it."""
+    for place in places:
+        if isinstance(place, _Place):
+            yield str(place.path), partial(_read, place)
+            continue
+        try:
+            online = online_runs(place)
+        except ValueError as error:
+            skipped.append(_skipped(place, error))
+            continue
+        for address, run in online:
+            yield address, partial(recorded_online, run, address)
+
+
+def _skipped(name: str | Path, reason: str | Exception) -> Skipped:
+    """Return why something is left out, in one line."""
+    text = str(reason)
+    if isinstance(reason, OSError) and reason.filename is not None:
+        text = f"{reason.filename}: {reason.strerror}"
+    elif not isinstance(reason, str | OSError | ValueError | ModuleNotFoundError):
+        text = f"it can't be read ({type(reason).__name__}: {text})"
+    text = " ".join(text.split())
+    # what a file holds may be quoted in it
+    text = text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
+    return {"name": str(name), "reason": text}
 
 
 def _once(found: Iterable[_Place | str]) -> list[_Place | str]:
@@ -95,107 +142,98 @@ def _once(found: Iterable[_Place | str]) -> list[_Place | str]:
 
 def _places(path: Path, skipped: list[Skipped]) -> list[_Place]:
     """Return the runs under a path; note what looks like one and isn't."""
-    if path.is_file():
+    if not path.is_dir():
         # a file of a run stands for the run
         if path.suffix != ".wandb" and path.name not in (HISTORY, METRICS):
-            skipped.append({"name": str(path), "reason": "it is no run's"})
+            skipped.append(_skipped(path, "it is no run's"))
             return []
         path = path.parent
-    places = list(_walk(path, skipped, _DEEP))
-    if not places and not any(Path(s["name"]).is_relative_to(path) for s in skipped):
-        empty = path.is_dir() and not any(path.iterdir())
-        reason = "it is empty" if empty else "it holds no run"
-        skipped.append({"name": str(path), "reason": reason})
+    before = len(skipped)
+    places = list(_walk(path, skipped))
+    if not places and len(skipped) == before:
+        skipped.append(_skipped(path, _nothing_in(path)))
     return places
 
 
-def _walk(path: Path, skipped: list[Skipped], levels: int) -> Iterator[_Place]:
+def _nothing_in(path: Path) -> str:
+    return "it holds no run" if any(path.iterdir()) else "it is empty"
+
+
+def _walk(path: Path, skipped: list[Skipped], levels: int = _DEEP) -> Iterator[_Place]:
+    """Yield the runs in a folder, at most so many levels below it."""
     try:
         found = list(_here(path))
-        inner = sorted(p for p in path.iterdir() if p.is_dir() and not p.is_symlink())
-    except (_NothingError, OSError) as error:
-        skipped.append({"name": str(path), "reason": str(error)})
+        inner = sorted(
+            path / entry.name
+            for entry in ([] if found else os.scandir(path))
+            if entry.is_dir(follow_symlinks=False)
+        )
+        if not inner and not found and levels == _DEEP - 1:
+            raise ValueError(_nothing_in(path))
+    except (ValueError, OSError) as error:
+        skipped.append(_skipped(path, error))
         return
     yield from found
-    if found or not levels:
-        return
-    for folder in inner:
-        if levels == _DEEP and not any(folder.iterdir()):
-            skipped.append({"name": str(folder), "reason": "it is empty"})
-        elif not folder.name.startswith("."):
+    for folder in inner if levels else ():
+        if levels == _DEEP or not folder.name.startswith("."):
             yield from _walk(folder, skipped, levels - 1)
 
 
 def _here(path: Path) -> Iterator[_Place]:
-    """Yield the runs that a directory itself holds."""
-    if (path / HISTORY).is_file():
+    """Yield the runs that a directory itself holds.
+
+    Whatever bears the name of a run's file counts: reading it says what it is.
+
+    Raises:
+        ValueError: If it looks like a run's and holds none.
+    """
+    names = set(os.listdir(path))
+    if HISTORY in names:
         yield _Place("directory", path)
         return
-    if (path / METRICS).is_file():
+    if METRICS in names:
         yield _Place("csv", path)
         return
     # a folder with a `wandb` folder in it may hold other runs too
-    inner = path / "wandb"
-    offline = {} if inner.is_dir() else find_offline_runs(path)
+    inner = (path / "wandb").is_dir()
+    offline = {} if inner else find_offline_runs(path)
     for run_id, folders in offline.items():
         yield _Place("offline", folders[-1], run_id, tuple(folders))
-    if offline or inner.is_dir():
-        return
-    if (path / CONFIG).is_file() or (path / SUMMARY).is_file():
-        raise _NothingError(f"it has no {HISTORY}")
+    if not offline and not inner and names & {CONFIG, SUMMARY, CHECKPOINTS}:
+        raise ValueError(f"it has no {HISTORY}")
+    if not offline and HPARAMS in names:
+        raise ValueError(f"it has no {METRICS}")
 
 
 def _read(place: _Place) -> Recorded:
-    if place.kind == "csv":
-        rows = read_csv_rows(place.path)
-        # the folder alone is `version_0`
-        name = "/".join(place.path.resolve().parts[-2:])
-        config, quantities = parted_config(read_hparams(place.path))
-        run = recorded_of_rows(
-            rows,
-            name=name,
-            source=str(place.path),
-            kind="csv",
-            status="",
-            config=flat_config(config),
-            quantities=quantities,
-        )
-    else:
-        if place.kind == "directory":
-            read = _run_rows(place.path)
-        else:
-            read = read_offline_run(place.run_id, place.folders)
-        config, quantities = parted_config(read.config)
-        quantities |= declared_quantities(read.summary.get("quantities"))
-        run = recorded_of_rows(
-            read.rows,
-            name=read.name,
-            source=str(place.path),
-            kind=place.kind,
-            status=read.summary["status"],
-            config=flat_config(config),
-            verdicts=read.summary["verdicts"],
-            seconds=read.summary.get("seconds"),
-            quantities=quantities,
-        )
-    return run
-
-
-def _run_rows(path: Path) -> RunRows:
-    """Return a run directory's rows.
+    """Return the run that lies at a place.
 
     Raises:
         ValueError: If it isn't one, or a file in it is damaged.
     """
-    file = path / SUMMARY
-    if file.exists() and file.read_bytes().lstrip()[:1] != b"{":
-        raise ValueError(f"{file} is damaged: it holds no object")
-    read = read_run_rows(path)
-    for key, kind in _SUMMARY.items():
-        value = read.summary.get(key)
-        if not isinstance(value, kind):
-            raise ValueError(f"{file} is damaged: {key} is {value!r}")
-    return read
+    path = place.path
+    name, summary = path.resolve().name, {}
+    if place.kind == "csv":
+        rows, raw = read_csv_rows(path), read_hparams(path)
+        # the folder alone is `version_0`
+        name = "/".join(path.resolve().parts[-2:])
+    elif place.kind == "directory":
+        rows, raw = rows_of(path / HISTORY), read_logged_config(path)
+        summary = read_summary(path)
+    else:
+        read = read_offline_run(place.run_id, place.folders)
+        rows, raw, summary, name = read.rows, read.config, read.summary, read.name
+    config, quantities = parted_config(raw)
+    quantities |= declared_quantities(summary.get("quantities"))
+    return recorded_of_rows(
+        rows,
+        name=name,
+        source=str(path),
+        kind=place.kind,
+        config=flat_config(config),
+        summary=summary,
+        quantities=quantities,
+    )
 
 
 def _told_apart(runs: list[Recorded]) -> list[Recorded]:

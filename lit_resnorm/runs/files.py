@@ -10,7 +10,7 @@ NaN and infinities are the strings `"NaN"`, `"Infinity"` and `"-Infinity"`.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from lit_resnorm.runs.json_lines import NOT_FINITE, plain, read_rows
+from lit_resnorm.runs.reading import parsed_json, read_text, read_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,27 +118,73 @@ def read_run_rows(path: str | os.PathLike[str]) -> RunRows:
     path = Path(path)
     if not (path / HISTORY).is_file():
         raise ValueError(f"{path} is no run directory: it has no {HISTORY}")
-    rows = read_rows(path / HISTORY)
+    return RunRows(
+        path.resolve().name,
+        path,
+        read_logged_config(path),
+        read_rows(path / HISTORY),
+        read_summary(path),
+    )
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Return how a run ended, as its directory says; `interrupted` where it doesn't.
+
+    Raises:
+        ValueError: If its `summary.json` is damaged.
+    """
+    file = path / SUMMARY
     summary: dict[str, Any] = {"status": "interrupted", "verdicts": {}}
-    try:
-        if (path / SUMMARY).exists():
-            summary |= json.loads((path / SUMMARY).read_text(encoding="utf-8"))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path / SUMMARY} is damaged: {error}") from error
+    if os.path.lexists(file):
+        try:
+            read = parsed_json(read_text(file))
+            if not isinstance(read, dict):
+                raise ValueError("it holds no object")
+            summary |= read
+            check_summary(summary)
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
     if summary["status"] == "running":
         summary["status"] = "interrupted"
+    return summary
+
+
+def check_summary(summary: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a summary says what one says, as far as it does."""
+    for key, kind in _SUMMARY.items():
+        if key in summary and not isinstance(summary[key], kind):
+            raise ValueError(f"{key} is {summary[key]!r}")
+    for key, word in summary.get("verdicts", {}).items():
+        if not isinstance(word, str):
+            raise ValueError(f"the verdict of {key} is {word!r}")
     try:
-        config = read_config(path / CONFIG) if (path / CONFIG).exists() else {}
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path / CONFIG} is damaged: {error}") from error
-    return RunRows(path.resolve().name, path, logged_config(config), rows, summary)
+        finite = math.isfinite(summary.get("seconds") or 0)
+    except OverflowError:
+        finite = False
+    if not finite:
+        raise ValueError(f"seconds is {summary['seconds']!r}")
+
+
+_SUMMARY = {"status": str, "verdicts": Mapping, "seconds": int | float | None}
+"""Kinds of what a whole summary holds."""
+
+
+def read_logged_config(path: Path) -> dict[str, Any]:
+    """Return the config in a run directory as loggers got it, empty where none is.
+
+    Raises:
+        ValueError: If its `config.yaml` is damaged.
+    """
+    file = path / CONFIG
+    try:
+        return logged_config(read_config(file)) if os.path.lexists(file) else {}
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """Return a `config.yaml` as plain dicts, lists and scalars."""
-    # libyaml's own loader, where it was compiled in, is ten times as fast
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    config = yaml.load(path.read_text(encoding="utf-8"), loader)
+    config = read_yaml(path)
     if not isinstance(config, dict):
         raise ValueError("no mapping")
     return with_present_paths(config)
@@ -161,29 +206,38 @@ def logged_config(config: Mapping[str, Any]) -> dict[str, Any]:
     are grouped and filtered. A mapping without a `model` that names a class is
     another project's, and is returned as it is.
     """
-    model, data = config.get("model"), config.get("data") or {}
-    if not isinstance(model, Mapping) or "class_path" not in model:
+    model = config.get("model")
+    if not isinstance(model, Mapping) or not isinstance(model.get("class_path"), str):
         return dict(config)
-    init = model.get("init_args") or {}
-    optimizer = init.get("optimizer") or {}
+    data = _inner(config, "data")
+    init = _inner(model, "init_args")
+    optimizer = _inner(init, "optimizer")
     stages = init.get("stages")
     depth, width = init.get("depth"), init.get("width")
+    if depth is None and isinstance(stages, list):
+        depth = sum(stage for stage in stages if isinstance(stage, int)) or None
     return {
         "variant": _short(model),
-        "depth": sum(stages) if depth is None and stages else depth,
+        "depth": depth,
         "width": init.get("widths") if width is None else width,
         "data": _short(data),
         "optimizer": _short(optimizer),
-        "lr": (optimizer.get("init_args") or {}).get("lr"),
-        "batch_size": (data.get("init_args") or {}).get("batch_size"),
+        "lr": _inner(optimizer, "init_args").get("lr"),
+        "batch_size": _inner(data, "init_args").get("batch_size"),
         "seed": config.get("seed_everything"),
         "config": dict(config),
     }
 
 
+def _inner(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the mapping under a key, empty where there is something else."""
+    value = values.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
 def _short(component: Mapping[str, Any]) -> str | None:
     path = component.get("class_path")
-    return path.rpartition(".")[2] if path else None
+    return path.rpartition(".")[2] if isinstance(path, str) and path else None
 
 
 def history_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

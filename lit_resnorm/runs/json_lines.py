@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from lit_resnorm.runs.reading import MOST_BYTES, MOST_LEVELS, lines
 
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 """The numbers that the words stand for."""
@@ -26,19 +28,35 @@ def plain(value: Any) -> Any:
     return value
 
 
-def flat_values(values: Mapping[str, Any]) -> dict[str, Any]:
+def flat_values(values: Mapping[str, Any], levels: int = MOST_LEVELS) -> dict[str, Any]:
     """Return nested values flat, named as W&B shows them: `train.loss`.
 
     W&B's media, objects with a `_type`, stay as they are.
+
+    Raises:
+        ValueError: If they lie deeper than `levels`.
     """
+    if not levels:
+        raise ValueError(f"values lie more than {MOST_LEVELS} deep")
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and "_type" not in value:
-            inner = flat_values(value)
+            inner = flat_values(value, levels - 1)
             flat |= {f"{key}.{name}": one for name, one in inner.items()}
         else:
             flat[key] = value
     return flat
+
+
+def whole_step(key: str, value: Any) -> int:
+    """Return the step that is logged under a key.
+
+    Raises:
+        ValueError: If it isn't a whole number.
+    """
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return int(value)
+    raise ValueError(f"{key} is {value!r}, no whole number")
 
 
 def row_line(row: Mapping[str, Any]) -> str:
@@ -52,25 +70,42 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: If another line is no object with a whole `step`.
     """
-    # what follows the last newline is empty, or a line that a kill cut short
-    *lines, _ = path.read_bytes().split(b"\n")
+    return list(rows_of(path, most=None))
+
+
+def rows_of(path: Path, *, most: int | None = MOST_BYTES) -> Iterator[dict[str, Any]]:
+    """Yield what `read_rows` returns, without holding it.
+
+    Args:
+        path: The file.
+        most: Bytes that are read at most; None: all.
+
+    Raises:
+        ValueError: As there, or if the file can't be read within the bound.
+    """
+    number = 0
+    for some in lines(path, most):
+        yield from _rows(path, some, number)
+        number += len(some)
+
+
+def _rows(path: Path, some: Sequence[bytes], before: int) -> Iterator[dict[str, Any]]:
     try:
         # all at once takes half the time
-        rows = json.loads(b"[" + b",".join(lines) + b"]")
-    except ValueError:
+        rows = json.loads((b"[" + b",".join(some) + b"]").decode())
+    except (ValueError, RecursionError):
         rows = []
-    if len(rows) == len(lines) and all(map(_is_row, rows)):
-        return rows
-    rows = []
-    for number, line in enumerate(lines, start=1):
+    if len(rows) == len(some) and all(map(_is_row, rows)):
+        yield from rows
+        return
+    for number, line in enumerate(some, start=before + 1):
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: no JSON ({error})") from error
         if not _is_row(row):
             raise ValueError(f"{path}, line {number}: no object with a whole 'step'")
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _is_row(row: Any) -> bool:

@@ -8,7 +8,6 @@ that was resumed offline leaves one directory a process, with the same id.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import struct
@@ -19,11 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from lit_resnorm.runs.files import RESUMED, Run, RunRows
-from lit_resnorm.runs.json_lines import flat_values, plain
+from lit_resnorm.runs.json_lines import flat_values, plain, whole_step
+from lit_resnorm.runs.reading import MOST_BYTES, MOST_LEVELS, parsed_json, pieces
 
 _STEP = "trainer/global_step"
 _ENDINGS = ("status", "seconds")
 _BLOCK = 32768
+_LONGEST = 1 << 22
+"""Bytes of a record that is read."""
+_MOST_VALUES = 4_000_000
+"""Values of a run that are read; a row counts as four."""
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 _FOLDER = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-(?P<id>.+)")
 
@@ -41,10 +45,14 @@ def run_ids(folder: Path) -> dict[str, list[Path]]:
 def _run_id(folder: Path) -> str:
     # Two starts of a run in one second differ by a number at the folder's end, which
     # the file inside does not have.
-    for file in folder.glob("run-*.wandb"):
-        return file.stem.removeprefix("run-")
     match = _FOLDER.fullmatch(folder.name)
-    return match["id"] if match else folder.name
+    name = match["id"] if match else folder.name
+    for file in sorted(folder.glob("run-*.wandb")):
+        own = file.stem.removeprefix("run-")
+        # a file of another run's name does not make it that run
+        if name == own or re.fullmatch(re.escape(own) + r"-\d+", name):
+            return own
+    return name
 
 
 def read_offline_wandb(path: str | os.PathLike[str]) -> list[Run]:
@@ -90,6 +98,7 @@ class _Recorded:
     name: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+    size: int = 0
     ended: dict[str, Any] = field(default_factory=dict)
     exit_code: int | None = None
     seconds: float = 0.0
@@ -136,41 +145,59 @@ def _take(file: Path, recorded: _Recorded) -> None:
             record = pb.Record.FromString(frame)  # pyright: ignore[reportAttributeAccessIssue]
         except DecodeError as error:
             raise ValueError(f"{file} is damaged: {error}") from error
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            recorded.name = record.run.display_name
-            recorded.config |= _nested(record.run.config.update)
-        elif kind == "config":
-            config = _nested(record.config.update)
-            _cut_back(config.pop(RESUMED, None), recorded.rows)
-            recorded.config |= config
-        elif kind == "summary":
-            # as WandbHistory writes them when a run ends
-            for item in record.summary.update:
-                if item.key in _ENDINGS:
-                    recorded.ended[item.key] = json.loads(item.value_json)
-        elif kind == "exit":
-            recorded.exit_code = record.exit.exit_code
-            recorded.seconds += record.exit.runtime
-        elif kind == "history":
-            _take_row(_nested(record.history.item), recorded.rows)
+        try:
+            _take_record(record, recorded)
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
 
 
-def _cut_back(step: int | None, rows: dict[int, dict[str, Any]]) -> None:
+def _take_record(record: Any, recorded: _Recorded) -> None:
+    """Add a record; its checksum says nothing of what it holds.
+
+    Raises:
+        ValueError: If that makes no sense.
+    """
+    kind = record.WhichOneof("record_type")
+    if kind == "run":
+        recorded.name = record.run.display_name
+        recorded.config |= _nested(record.run.config.update)
+    elif kind == "config":
+        config = _nested(record.config.update)
+        if RESUMED in config:
+            _cut_back(whole_step(RESUMED, config.pop(RESUMED)), recorded.rows)
+        recorded.config |= config
+    elif kind == "summary":
+        # as WandbHistory writes them when a run ends
+        for item in record.summary.update:
+            if item.key in _ENDINGS:
+                recorded.ended[item.key] = parsed_json(item.value_json)
+    elif kind == "exit":
+        recorded.exit_code = record.exit.exit_code
+        recorded.seconds += record.exit.runtime
+    elif kind == "history":
+        _take_row(_nested(record.history.item), recorded)
+
+
+def _cut_back(step: int, rows: dict[int, dict[str, Any]]) -> None:
     """Drop what processes before logged after the checkpoint that one began with."""
-    if step is not None:
-        for later in [other for other in rows if other > step]:
-            del rows[later]
+    for later in [other for other in rows if other > step]:
+        del rows[later]
 
 
-def _take_row(values: dict[str, Any], rows: dict[int, dict[str, Any]]) -> None:
-    step = int(values.pop(_STEP, values.get("_step", 0)))
-    row = rows.setdefault(step, {"step": step, "epoch": None})
+def _take_row(values: dict[str, Any], recorded: _Recorded) -> None:
+    key = _STEP if values.get(_STEP) is not None else "_step"
+    step = whole_step(key, values.get(key, 0))
+    values.pop(_STEP, None)
+    row = recorded.rows.setdefault(step, {"step": step, "epoch": None})
+    flat = flat_values(values)
     row |= {
         key: plain(value)
-        for key, value in flat_values(values).items()
+        for key, value in flat.items()
         if not key.startswith("_") and not isinstance(value, dict | list)
     }
+    recorded.size += 4 + len(flat)
+    if recorded.size > _MOST_VALUES:
+        raise ValueError(f"it holds more than {_MOST_VALUES} values")
 
 
 def _nested(items: Iterable[Any]) -> dict[str, Any]:
@@ -178,10 +205,14 @@ def _nested(items: Iterable[Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for item in items:
         *folders, key = list(item.nested_key) or [item.key]
-        inner = values
+        if len(folders) > MOST_LEVELS:
+            raise ValueError(f"values lie more than {MOST_LEVELS} deep")
+        inner: Any = values
         for folder in folders:
             inner = inner.setdefault(folder, {})
-        inner[key] = json.loads(item.value_json)
+            if not isinstance(inner, dict):
+                raise ValueError(f"{folder!r} is a value and a group of values")
+        inner[key] = parsed_json(item.value_json)
     return values
 
 
@@ -191,22 +222,43 @@ def _frames(file: Path) -> Iterator[bytes]:
     Raises:
         ValueError: If it is no file of W&B's, or a checksum before its end is wrong.
     """
-    content = file.read_bytes()
-    if content[:4] != b":W&B"[: len(content)]:
-        raise ValueError(f"{file} is no W&B run file")
-    position, record = 7, b""
-    while position + 7 <= len(content):
-        left = _BLOCK - position % _BLOCK
-        checksum, length, kind = struct.unpack_from("<IHB", content, position)
-        if left < 7 or (kind, length) == (0, 0):
-            position += left
-            continue
-        data = content[position + 7 : position + 7 + length]
-        if len(data) < length:
-            return
-        if zlib.crc32(data, zlib.crc32(bytes([kind]))) != checksum:
-            raise ValueError(f"{file} is damaged at byte {position}")
-        position += 7 + length
-        record = data if kind in (_FULL, _FIRST) else record + data
-        if kind in (_FULL, _LAST):
-            yield record
+    start, record = 0, bytearray()
+    for block in _blocks(file):
+        position = 0
+        if start == 0:
+            if block[:4] != b":W&B"[: len(block)]:
+                raise ValueError(f"{file} is no W&B run file")
+            position = 7
+        while position + 7 <= len(block):
+            checksum, length, kind = struct.unpack_from("<IHB", block, position)
+            if (kind, length) == (0, 0):
+                break
+            data = block[position + 7 : position + 7 + length]
+            if len(data) < length and len(block) < _BLOCK:
+                return
+            if len(data) < length or _sum(kind, data) != checksum:
+                raise ValueError(f"{file} is damaged at byte {start + position}")
+            position += 7 + length
+            if kind in (_FULL, _FIRST):
+                record.clear()
+            record += data
+            if len(record) > _LONGEST:
+                raise ValueError(f"{file}: a record is longer than {_LONGEST} bytes")
+            if kind in (_FULL, _LAST):
+                yield bytes(record)
+        start += len(block)
+
+
+def _sum(kind: int, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(bytes([kind])))
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    rest = b""
+    for piece in pieces(file, MOST_BYTES):
+        content = rest + piece
+        whole = len(content) - len(content) % _BLOCK
+        for place in range(0, whole, _BLOCK):
+            yield content[place : place + _BLOCK]
+        rest = content[whole:]
+    yield rest
