@@ -65,7 +65,7 @@ def test_twins_trained_to_the_end_are_the_closed_form_without_their_example():
     optimizer = torch.optim.SGD(model.parameters(), 0.2, weight_decay=decay)
     twins = Twins(model, optimizer, losses, 12)
     for k in range(12):
-        twins.fork(k, optimizer, None)
+        twins.fork(k, optimizer)
     rows = torch.stack([torch.arange(12)[torch.arange(12) != k] for k in range(12)])
     weights = torch.full((12, 11), 1 / 11, dtype=torch.float64)
     for _ in range(300):

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lit_resnorm.measures.copies.copies import Losses
 from lit_resnorm.measures.copies.first_pass import rehearse
-from lit_resnorm.measures.losses import check_mean
+from lit_resnorm.measures.losses import Reduction
 from lit_resnorm.measures.passes.preserved import random_state
 from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm.steps import steps_taken
@@ -69,7 +69,12 @@ class RunFollower:
         self._guarded(trainer, begin)
 
     def before_backward(
-        self, trainer: Trainer, module: nn.Module, losses: Losses, loss: Tensor
+        self,
+        trainer: Trainer,
+        module: nn.Module,
+        losses: Losses,
+        reduction: Callable[[Any], Reduction],
+        loss: Tensor,
     ) -> None:
         """Before an epoch's first step, see that the examples' losses make the run's.
 
@@ -77,10 +82,12 @@ class RunFollower:
             trainer: The trainer.
             module: The run's module.
             losses: The losses of examples.
+            reduction: Takes a batch, says what makes its loss of these.
             loss: What the run is about to differentiate.
 
         Raises:
-            ValueError: If the losses of examples don't average to it.
+            ValueError: If the losses of examples don't make it, or without twins make
+                it otherwise than by their mean.
         """
         training, batch = self.training, self._batch_in_hand
 
@@ -91,9 +98,15 @@ class RunFollower:
             with random_state():
                 around = trainer.precision_plugin.train_step_context
                 seen = rehearse(module, losses, batch, around)
+            found = reduction(batch)
+            if not found.is_mean:
+                raise ValueError(
+                    f"{self._name}: method 'influence' needs a loss that is the mean of"
+                    f" its examples'; the module's is a {found.words}"
+                )
             if not seen.draws:  # else other masks make other losses
                 own = loss * trainer.accumulate_grad_batches
-                check_mean(self._name, seen.losses, own)
+                found.check(self._name, seen.losses, own)
 
         if training is not None or not self._under_way:
             self._guarded(trainer, compare)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_resnorm.measures.copies.copies import Copies
-from lit_resnorm.measures.losses import LossFn, losses_of
+from lit_resnorm.measures.losses import LossFn, Reduction, losses_of, reduction_of
 from lit_resnorm.measures.passes.batch_dim import examples_first, targets_first
 from lit_resnorm.measures.passes.batches import target_of
 from lit_resnorm.measures.passes.sites import Site
@@ -42,7 +43,7 @@ class StabilityProbe(Probe):
     where it is exact is in `docs/stability.md`.
 
     Works for every module with automatic optimization, one elementwise optimizer and a
-    training loss that is the mean of its examples' losses.
+    training loss that is the mean, weighted mean or sum of its examples' losses.
 
     Args:
         num_twins: Number of twins K.
@@ -56,9 +57,9 @@ class StabilityProbe(Probe):
             it, with no weight on that example. Networks with random numbers and
             without batch norm take the second way in any case, as their masks are then
             the run's.
-        loss_fn: Takes output and target and returns the loss of each example; None:
-            the module's own `losses`, else its `MSELoss`, `BCEWithLogitsLoss` or
-            `CrossEntropyLoss` where that is a plain mean, else cross entropy.
+        loss_fn: Takes output and target and returns the loss of each example, of which
+            the run's is the mean; or one of torch's losses. None: the module's own
+            `losses`, else torch's loss that it holds, else cross entropy.
         target_fn: Takes a batch, returns its target; default: a tuple's second element,
             or by a usual name.
         damping: Added to the Gauss-Newton matrix of `influence`, beside weight decay.
@@ -242,6 +243,11 @@ class StabilityProbe(Probe):
         target = self._target_fn(batch)
         return losses_of(module, output, batch, self.loss_fn, target)
 
+    def _reduction(self, module: LightningModule, batch: Any) -> Reduction:
+        """Return what makes the training loss of a batch of its examples' losses."""
+        target = self._target_fn(batch)
+        return reduction_of(module, target, num_rows(batch), self.loss_fn)
+
     def twin_state_dict(self, i: int) -> dict[str, Tensor]:
         """Return the state dict of the module without the i-th example left out.
 
@@ -304,7 +310,8 @@ class StabilityProbe(Probe):
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
         """Before an epoch's first step, see that examples' losses make the run's."""
-        self._follower.before_backward(trainer, pl_module, self.losses, loss)
+        reduction = partial(self._reduction, pl_module)
+        self._follower.before_backward(trainer, pl_module, self.losses, reduction, loss)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -451,6 +458,7 @@ class StabilityProbe(Probe):
             trainer,
             module,
             self.losses,
+            partial(self._reduction, module),
             self.num_twins,
             replacements=instead,
             keep_in_norms=not self.bn_excludes_removed,

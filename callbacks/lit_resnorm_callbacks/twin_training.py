@@ -5,8 +5,7 @@ Dimensions: K twins, B examples of a batch, R rows that a twin takes of it.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,13 +20,14 @@ from torch.optim import Optimizer
 from lit_resnorm.measures.copies.attributes import Attributes, attributes
 from lit_resnorm.measures.copies.clipping import clip_by_norm, clip_by_value
 from lit_resnorm.measures.copies.copies import Losses
-from lit_resnorm.measures.copies.twins import Share, Twins
-from lit_resnorm.measures.losses import check_mean
+from lit_resnorm.measures.copies.twins import Twins
+from lit_resnorm.measures.losses import Reduction
 from lit_resnorm.measures.passes.batches import joined
 from lit_resnorm.measures.passes.preserved import RandomStates, random_state
 from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm_callbacks.gradient_check import GradientCheck
 from lit_resnorm_callbacks.left_out import Hits
+from lit_resnorm_callbacks.shares import shares
 
 
 class TwinTraining:
@@ -40,6 +40,7 @@ class TwinTraining:
         trainer: The trainer, about to train.
         module: The run's module.
         losses: The losses of examples.
+        reduction: Takes a batch, says what makes its loss of these.
         num: Number of twins.
         replacements: A batch of K rows that take the places of the examples; None: the
             examples are left out.
@@ -56,6 +57,7 @@ class TwinTraining:
         trainer: Trainer,
         module: LightningModule,
         losses: Losses,
+        reduction: Callable[[Any], Reduction],
         num: int,
         *,
         replacements: Any = None,
@@ -66,6 +68,7 @@ class TwinTraining:
         _check_run(trainer, module, name)
         self.twins = Twins(module, trainer.optimizers[0], losses, num)
         self._module = module
+        self._reduction = reduction
         self._replacements = replacements
         self._keep = keep_in_norms
         self._memory = memory
@@ -101,8 +104,7 @@ class TwinTraining:
         amid = batch_idx % trainer.accumulate_grad_batches > 0
         for k in hits.new:
             # Ranks average their gradients, so each holds a share of the sum.
-            scale = 1 / trainer.world_size if amid else None
-            self.twins.fork(k, optimizer, scale)
+            self.twins.fork(k, optimizer, 1 / trainer.world_size, amid=amid)
         self._hits = hits
         self._random = RandomStates.now()
         self._awaits_forward = True
@@ -132,14 +134,17 @@ class TwinTraining:
             check.restart(holds=fresh)
         if not self._rehearsed:
             self._rehearse(trainer, batch, check.buffers)
+        reduction = self._reduction(batch)
         with random_state():
             losses_B, grads = self.twins.model_gradients(
                 batch,
                 lambda: self._as_the_run(trainer),
                 check.buffers,
                 self._before,
+                reduction,
             )
-        check_mean(self._name, losses_B, loss * trainer.accumulate_grad_batches)
+        own = loss * trainer.accumulate_grad_batches
+        reduction.check(self._name, losses_B, own)
         check.add(grads)
 
     def before_step(self, optimizer: Optimizer) -> None:
@@ -162,7 +167,7 @@ class TwinTraining:
                 before = self._before.items()
                 twins.own[k] = {n: v for n, v in before if n in twins.kept}
         if self._hits is not None and twins.forked:
-            self._accumulate(trainer, batch, self._hits)
+            self._accumulate(trainer, batch, self._hits, reduce)
         if not self._steps:
             return
         if self._steps > 1:
@@ -177,6 +182,7 @@ class TwinTraining:
             twins.step(
                 clip=lambda grads: _clip(trainer, grads),
                 reduce=reduce if trainer.world_size > 1 else None,
+                world_size=trainer.world_size,
                 keep=True,
             )
 
@@ -250,15 +256,26 @@ class TwinTraining:
             )
         self._with_replacements(batch)
 
-    def _accumulate(self, trainer: Trainer, batch: Any, hits: Hits) -> None:
+    def _accumulate(
+        self, trainer: Trainer, batch: Any, hits: Hits, reduce: Reduce
+    ) -> None:
         if not self._has_loss:
             self.twins.accumulate_nothing()
             return
+        whole = self._with_replacements(batch)
+        found = shares(
+            sorted(self.twins.forked),
+            hits,
+            self._reduction(whole),
+            reduce,
+            world_size=trainer.world_size,
+            scale=1 / trainer.accumulate_grad_batches,
+            keep=self._keep,
+            replaced=self._replacements is not None,
+        )
         with random_state():
-            for share in self._shares(hits, 1 / trainer.accumulate_grad_batches):
-                rows = (
-                    self._with_replacements(batch) if share.rows is not None else batch
-                )
+            for share in found:
+                rows = whole if share.rows is not None else batch
                 self.twins.accumulate(rows, share, lambda: self._as_the_run(trainer))
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
@@ -278,39 +295,6 @@ class TwinTraining:
         if self._replacements is None:
             return batch
         return joined([batch, self._replacements])
-
-    def _shares(self, hits: Hits, scale: float) -> list[Share]:
-        """Return what the forked twins take of a batch; `scale` is the loss's factor.
-
-        A twin that takes no row of any rank's batch is left out.
-        """
-        groups: dict[int | None, list[tuple[int, list[float], list[int]]]]
-        groups = defaultdict(list)
-        for k in sorted(self.twins.forked):
-            mine = hits.local[k]
-            left = hits.all_rows - hits.total[k]
-            rows = [r for r in range(hits.rows) if r not in mine]
-            size: int | None = len(rows)
-            if self._replacements is not None:
-                left, size = hits.all_rows, hits.rows
-                rows = [hits.rows + k if r in mine else r for r in range(hits.rows)]
-            if not left:
-                continue
-            weights = [scale / left]
-            if self._keep and self._replacements is None:
-                weights = [0.0 if r in mine else scale / left for r in range(hits.rows)]
-                size = None
-            if not mine:
-                size = None
-            groups[size].append((k, weights, rows))
-        return [
-            Share(
-                [k for k, _, _ in group],
-                torch.tensor([weights for _, weights, _ in group], dtype=torch.float64),
-                None if size is None else torch.tensor([rows for _, _, rows in group]),
-            )
-            for size, group in groups.items()
-        ]
 
 
 @torch.no_grad()

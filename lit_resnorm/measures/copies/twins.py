@@ -29,6 +29,7 @@ from lit_resnorm.measures.copies.copies import (
 )
 from lit_resnorm.measures.copies.first_pass import Around, Rehearsal, rehearse
 from lit_resnorm.measures.copies.optimizer import StackedOptimizer, check_elementwise
+from lit_resnorm.measures.losses import Reduction
 from lit_resnorm.measures.passes.parameter_writes import parameters_kept
 from lit_resnorm.measures.passes.untouched import Reduce, take_rows
 
@@ -122,14 +123,22 @@ class Twins(Copies):
         self._optimizer.add(self.originals[name], self.params[name])
 
     @torch.no_grad()
-    def fork(self, member: int, optimizer: Optimizer, grad_scale: float | None) -> None:
+    def fork(
+        self,
+        member: int,
+        optimizer: Optimizer,
+        grad_scale: float = 1.0,
+        *,
+        amid: bool = False,
+    ) -> None:
         """Make one copy what the model is now.
 
         Args:
             member: Which copy.
             optimizer: The model's optimizer.
-            grad_scale: Not None amid an accumulation: factor at which the gradients
-                that the model has so far are taken over.
+            grad_scale: Factor at which the gradients that the model has are taken over.
+            amid: Whether that is amid an accumulation, at the end of which the copy
+                steps in any case.
         """
         for name, value in self.originals.items():
             self.params[name][member] = value
@@ -137,12 +146,12 @@ class Twins(Copies):
             self.buffers[name][member] = value
         self.forked.add(member)
         self._optimizer.fork(member, optimizer)
-        if grad_scale is not None:
+        if amid:
             self._stepping.add(member)
         for name in self._active:
             grad = self.originals[name].grad
             if grad is not None:
-                self._grad(name)[member] = grad * (grad_scale or 1.0)
+                self._grad(name)[member] = grad * grad_scale
                 self._having.setdefault(name, set()).add(member)
 
     def rehearse(
@@ -183,14 +192,16 @@ class Twins(Copies):
         around: Around,
         buffers: Mapping[str, Tensor],
         before: Attributes,
+        reduction: Reduction,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return losses at the model's own weights, and their mean's gradient by name.
+        """Return losses at the model's own weights, and their loss's gradient by name.
 
         Args:
             batch: The batch.
             around: Context of the forward pass.
             buffers: The model's buffers to begin with.
             before: Its plain attributes to begin with.
+            reduction: Makes the batch's loss of the examples'.
         """
         bound = Bound(self.model, with_state(self._bound.function, self.kept, before))
         own = {name: self.originals[name] for name in self._active}
@@ -198,7 +209,7 @@ class Twins(Copies):
         begin = {name: value.clone() for name, value in buffers.items()}
         with around(), eager():
             losses_B, _ = bound.with_weights(leaves | begin, batch)
-            loss = losses_B.mean()
+            loss = reduction.of(losses_B)
         grads = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True)
         named = zip(leaves, grads, strict=True)
         return losses_B.detach(), {n: g for n, g in named if g is not None}
@@ -272,6 +283,7 @@ class Twins(Copies):
         clip: Callable[[dict[str, Tensor]], None],
         reduce: Reduce | None = None,
         *,
+        world_size: int = 1,
         keep: bool = False,
     ) -> None:
         """Take the optimizer's step with the gradients that were added.
@@ -282,6 +294,7 @@ class Twins(Copies):
         Args:
             clip: Clips stacked gradients in place.
             reduce: Sums over ranks; None on one process.
+            world_size: Number of ranks.
             keep: Keep the gradients, which `zero_as_the_model` will see to.
         """
         grads, having = self._grads, self._having
@@ -300,6 +313,10 @@ class Twins(Copies):
             )
         if not keep:
             self.drop_gradients()
+        elif reduce is not None:
+            # As the model's they are of all ranks, clipped; shares are added up again.
+            self._grads |= {name: grad / world_size for name, grad in grads.items()}
+            self._having |= having
 
     def drop_gradients(self) -> None:
         """Forget the gradients since the last step."""

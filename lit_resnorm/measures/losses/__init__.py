@@ -6,20 +6,21 @@ negative logarithm, and gives the losses of examples.
 
 from lit_resnorm.measures.losses.examples import (
     LossFn,
-    check_mean,
     cross_entropies,
 )
 from lit_resnorm.measures.losses.likelihood import Likelihood
-from lit_resnorm.measures.losses.loss import Loss, loss_of, losses_of
+from lit_resnorm.measures.losses.loss import Loss, loss_of
 from lit_resnorm.measures.losses.options import LikelihoodOptions
+from lit_resnorm.measures.losses.reduction import Reduction, losses_of, reduction_of
 
 __all__ = [
     "Likelihood",
     "LikelihoodOptions",
     "Loss",
     "LossFn",
-    "check_mean",
+    "Reduction",
     "cross_entropies",
     "loss_of",
     "losses_of",
+    "reduction_of",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -132,11 +132,6 @@ class Likelihood:
         share = 1.0 if weights is None else float(weights.mean())
         scale = self.loss_scale / share
         return lambda output, part: scale * self._losses(output, part)
-
-    def averaged_losses(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return losses of shape `(B,)` for as many outputs as there are."""
-        num = max(1, output[0].numel())
-        return replace(self, num_outputs=num).losses(target)(output, target)
 
     def _weights_that_count(self, target: Any) -> Tensor | None:
         weights = self.weights(target) if self.output == "softmax" else None

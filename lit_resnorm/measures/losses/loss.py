@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from lit_resnorm.measures.losses.examples import LossFn, cross_entropies, usual_losses
+from lit_resnorm.measures.losses.examples import LossFn
 from lit_resnorm.measures.losses.labels import class_dim_of
 from lit_resnorm.measures.losses.likelihood import Likelihood
 from lit_resnorm.measures.losses.reading import (
-    is_mean_of_examples,
-    likelihood_of,
     meant_likelihood,
-    own_loss,
 )
-from lit_resnorm.measures.passes.batches import LABELS, target_of
+from lit_resnorm.measures.passes.batches import target_of
 from lit_resnorm.measures.passes.untouched import take_rows
 
 
@@ -136,45 +132,3 @@ def _fits(distribution: str, output: Tensor, target: Tensor) -> bool:
     if distribution == "softmax":
         return target.shape == output.shape
     return target.numel() == output.numel()
-
-
-def losses_of(
-    module: Any, output: Any, batch: Any, loss_fn: LossFn | None, target: Any = None
-) -> Tensor:
-    """Return the loss of each example, shape `(B,)`.
-
-    Losses of several positions of an example are averaged.
-
-    Args:
-        module: The module; its own `losses(output, target)` comes after `loss_fn`, then
-            torch's loss that it holds, where that is a mean over examples.
-        output: The network's output on the batch.
-        batch: Holds the target as a pair's second element, or under a usual name.
-        loss_fn: Gives the losses; None: the module's own, else cross entropy.
-        target: The target, where it is given.
-
-    Raises:
-        ValueError: If there is no target, or no cross entropy of it.
-    """
-    target = target_of(batch) if target is None else target
-    if target is None:
-        holds = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else ""
-        raise ValueError(
-            f"a batch that is a {type(batch).__name__} {holds} has no target: a pair's"
-            f" second element, or one of {', '.join(LABELS)}; else give target_fn"
-        )
-    given = loss_fn or getattr(module, "losses", None) or _read_losses(module)
-    losses = given(output, target)
-    return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
-
-
-def _read_losses(module: nn.Module) -> LossFn:
-    """Return the losses of examples of the loss that a module holds."""
-    loss = own_loss(module)
-    if loss is None or not is_mean_of_examples(loss):
-        return usual_losses
-    told = likelihood_of(module)
-    if told.output != "softmax":
-        return told.averaged_losses
-    options = {"ignore_index": told.ignore_index, "smoothing": told.smoothing}
-    return partial(cross_entropies, **options) if told.smoothing else usual_losses

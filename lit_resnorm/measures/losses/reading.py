@@ -42,14 +42,6 @@ def own_loss(module: nn.Module) -> str | _Loss | None:
     return own[0] if len(own) == 1 else None
 
 
-def is_mean_of_examples(loss: str | _Loss) -> bool:
-    """Say whether a loss is the plain mean of its examples' losses."""
-    if isinstance(loss, str):
-        return True
-    weighs = any(getattr(loss, o, None) is not None for o in ("weight", "pos_weight"))
-    return type(loss) in _LOSSES and loss.reduction == "mean" and not weighs
-
-
 def distribution_of(module: nn.Module) -> str:
     """Return the distribution that belongs to a module's loss, `auto` without one.
 
