@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from lit_resnorm.printable import printable
+
 SUCCESS, FAILURE, WRONG_USE, PATHOLOGICAL, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses of the command line; a diverged run is pathological."""
 
@@ -22,7 +24,7 @@ class UsageError(ValueError):
 def one_line(error: BaseException) -> str:
     """Return what an error says, in one line."""
     if isinstance(error, UsageError):
-        return str(error)
+        return printable(" ".join(str(error).split()))
     # Lightning's, around what a user's own code raised
     while type(error).__name__ == "MisconfigurationException" and error.__cause__:
         error = error.__cause__
@@ -30,7 +32,7 @@ def one_line(error: BaseException) -> str:
     # of these the text alone is a key, a number or a name
     if isinstance(error, LookupError | ArithmeticError | AttributeError):
         line = f"{type(error).__name__}: {line}"
-    return shortened(line)
+    return shortened(printable(line))
 
 
 def shortened(line: str) -> str:

@@ -19,6 +19,7 @@ from lit_resnorm.errors import (
     one_line,
     suggestion,
 )
+from lit_resnorm.printable import printable
 from lit_resnorm.runs.files import RUN_DIR
 
 PROGRAM = "lit-resnorm"
@@ -81,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         status = WRONG_USE if isinstance(error, UsageError) else FAILURE
         if show_traceback:
-            traceback.print_exc()
+            for line in traceback.format_exc().splitlines():
+                sys.stderr.write(printable(line) + "\n")
         sys.stderr.write(f"{PROGRAM}: error{_place()}: {one_line(error)}\n")
     finally:
         os.environ.pop(RUN_DIR, None)

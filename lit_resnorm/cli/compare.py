@@ -14,6 +14,7 @@ from rich.console import Console
 
 from lit_resnorm.cli.arguments import CommandParser
 from lit_resnorm.errors import UsageError
+from lit_resnorm.printable import printable
 
 if TYPE_CHECKING:
     from lit_resnorm.compare.recorded import Recorded
@@ -64,12 +65,12 @@ def compare(args: Sequence[str]) -> int:
     if options.json is not None:
         text = json.dumps(document, allow_nan=False)
         options.json.write_text(text + "\n", encoding="utf-8")
-        sys.stdout.write(f"JSON: {options.json}\n")
+        sys.stdout.write(f"JSON: {printable(options.json)}\n")
     if options.out is not None:
         from lit_resnorm.compare.page import write_page
 
         write_page(document, options.out)
-        sys.stdout.write(f"Page: {options.out}\n")
+        sys.stdout.write(f"Page: {printable(options.out)}\n")
     return 0
 
 
@@ -158,7 +159,7 @@ def _check_writable(option: str, path: Path | None) -> None:
 
 def _nothing(skipped: Sequence[Skipped]) -> str:
     reasons = "; ".join(f"{one['name']}: {one['reason']}" for one in skipped)
-    return f"lit-resnorm: error: nothing to compare ({reasons})\n"
+    return f"lit-resnorm: error: nothing to compare ({printable(reasons)})\n"
 
 
 def _checked_by(by: Sequence[str] | None, runs: Sequence[Recorded]) -> list[str] | None:
@@ -188,7 +189,8 @@ def _saved_views(options: argparse.Namespace) -> int:
             raise UsageError(f"--workspace, --report: {word!r} is no ENTITY/PROJECT")
     runs, skipped = read_runs(paths)
     for one in skipped:
-        sys.stderr.write(f"skipped {one['name']}: {one['reason']}\n")
+        line = printable(f"skipped {one['name']}: {one['reason']}")
+        sys.stderr.write(f"{line}\n")
     found = [one for run in runs for one in run.quantities.values()]
     declared = declared_of(found or shipped_quantities().values())
     for word in projects:

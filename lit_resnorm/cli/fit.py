@@ -37,6 +37,7 @@ from lit_resnorm.cli.options import OptionParser, explained
 from lit_resnorm.cli.run import RunConfig, choose_run, forget_run, rank
 from lit_resnorm.data import DataModule
 from lit_resnorm.errors import UsageError, one_line
+from lit_resnorm.printable import printable
 from lit_resnorm.runs.checkpoints import check_checkpoint, load_checkpoint
 from lit_resnorm.runs.files import SUMMARY, with_present_paths
 from lit_resnorm.runs.steps import has_diverged
@@ -240,7 +241,7 @@ class ResNormCLI(LightningCLI):
                 raise UsageError(one_line(error)) from error
             raise
         if self.run_dir is not None:
-            rank_zero_info(f"Run directory: {self.run_dir}")
+            rank_zero_info(f"Run directory: {printable(self.run_dir)}")
 
     def _take_step(self, path: Path) -> None:
         """Log values at the step that a checkpoint's weights have come to."""

@@ -23,6 +23,7 @@ from lit_resnorm.errors import (
 from lit_resnorm.papers.contents import ENTRIES
 from lit_resnorm.papers.item import MARKS
 from lit_resnorm.papers.printing import print_table
+from lit_resnorm.printable import printable
 
 __all__ = ["reproduce"]
 
@@ -70,7 +71,7 @@ def reproduce(args: Sequence[str]) -> int:
 
                     log_item(verdict, Path(verdict["folder"]))
     except Interrupted as error:
-        sys.stderr.write(f"{error}; the same command goes on from there\n")
+        sys.stderr.write(f"{printable(error)}; the same command goes on from there\n")
         return INTERRUPTED
     if len(verdicts) > 1:
         _print_summary(verdicts)

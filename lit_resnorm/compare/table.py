@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from lit_resnorm.printable import escaped, printable
 from lit_resnorm.runs.json_lines import NOT_FINITE
 
 _STYLES = {"bad": "red", "warn": "yellow", "good": "green", "info": "dim"}
 _MARKS = {"bad": "✗", "warn": "!", "good": "✓", "info": "·"}
 _FEW = 8
 """Different values of a key that are listed; of more, how many there are."""
+_WORD = 200
+"""Characters of a value that are printed; the page and the JSON have all."""
+_KEYS = 100
+"""Keys whose different values are printed; likewise."""
 _NAME = 40
 """Width of names; longer ones take more lines."""
 _MOST = 40
@@ -28,7 +32,7 @@ _MOST = 40
 def print_comparison(document: Mapping[str, Any], console: Console) -> None:
     """Print a comparison: skipped runs, differences, the table, findings."""
     for one in document["skipped"]:
-        line = f"skipped {one['name']}: {one['reason']}"
+        line = printable(f"skipped {one['name']}: {one['reason']}")
         console.print(line, style="yellow", markup=False, highlight=False)
     _print_differences(document, console)
     averaged = any(len(group["runs"]) > 1 for group in document["groups"])
@@ -41,9 +45,9 @@ def print_comparison(document: Mapping[str, Any], console: Console) -> None:
         mark = f"[{style}]{_MARKS[finding['severity']]}[/]"
         place = finding["run"]
         name = "" if place is None else f"{document['runs'][place]['name']}: "
-        line = f"{mark} {escape(name + finding['text'])}"
+        line = f"{mark} {escaped(name + finding['text'])}"
         if finding["source"]:
-            line += f" [dim]({escape(finding['source'])})[/]"
+            line += f" [dim]({escaped(finding['source'])})[/]"
         console.print(line, highlight=False)
     if len(findings) > _MOST:
         console.print(f"and {len(findings) - _MOST} more findings", highlight=False)
@@ -56,17 +60,21 @@ def _print_differences(document: Mapping[str, Any], console: Console) -> None:
         console.print("configs: equal", highlight=False)
         return
     table = Table("differs", "values", box=None, padding=(0, 2, 0, 0))
-    for one in document["differences"]:
+    different = document["differences"]
+    for one in different[:_KEYS]:
         values = list(dict.fromkeys(map(_word, one["values"])))
         text = ", ".join(values[:_FEW])
         if len(values) > _FEW:
             text += f" and {len(values) - _FEW} more"
-        table.add_row(escape(one["key"]), escape(text))
+        table.add_row(escaped(one["key"]), escaped(text))
     console.print(table)
+    if len(different) > _KEYS:
+        console.print(f"and {len(different) - _KEYS} more keys", highlight=False)
 
 
 def _word(value: Any) -> str:
-    return "-" if value is None else str(value)
+    word = "-" if value is None else str(value)
+    return word if len(word) <= _WORD else word[:_WORD] + "..."
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,10 @@ def _is_text(column: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bo
 
 def _tables(name: _Printed, columns: Sequence[_Printed], width: int) -> Iterator[Table]:
     """Yield as many tables below each other as whole cells need."""
-    rest = list(columns)
+    name, *rest = (
+        replace(one, title=printable(one.title), cells=[*map(printable, one.cells)])
+        for one in (name, *columns)
+    )
     while rest:
         taken = [rest.pop(0)]
         # a space at both edges, three between columns
@@ -136,12 +147,12 @@ def _tables(name: _Printed, columns: Sequence[_Printed], width: int) -> Iterator
         table.add_column(name.title, overflow="fold", max_width=_NAME)
         for column in taken:
             table.add_column(
-                escape(column.title),
+                escaped(column.title),
                 justify="left" if column.is_text else "right",
                 min_width=column.width,
             )
         for row in zip(name.cells, *(column.cells for column in taken), strict=True):
-            table.add_row(*map(escape, row))
+            table.add_row(*map(escaped, row))
         yield table
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from lit_resnorm.compare.grouping import DEFAULT_BY
 from lit_resnorm.errors import UsageError
+from lit_resnorm.printable import printable
 from lit_resnorm.quantities import Declared, name_pattern
 
 _STEP = "trainer/global_step"
@@ -90,11 +91,12 @@ def save_views(
             except Exception as error:  # whatever the client raises, nothing is lost
                 reason = " ".join(str(error).split()) or type(error).__name__
         if reason is None:
-            sys.stdout.write(f"W&B {kind}: {view.url}\n")
+            sys.stdout.write(f"W&B {kind}: {printable(view.url)}\n")
             continue
         path = Path(f"{kind}.{entity}.{name}.json")
         path.write_text(specification(view) + "\n", encoding="utf-8")
-        sys.stdout.write(f"W&B {kind} not saved ({reason}); what it holds: {path}\n")
+        told = printable(f"not saved ({reason}); what it holds: {path}")
+        sys.stdout.write(f"W&B {kind} {told}\n")
         files.append(path)
     return files
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from lit_resnorm.diagnose.report import (
@@ -17,6 +16,7 @@ from lit_resnorm.diagnose.report import (
     Finding,
     StableRates,
 )
+from lit_resnorm.printable import escaped
 
 MOST_ROWS = 24
 _MARKS = {"P": "published", "D": "derived", "A": "abstract", "R": "literature"}
@@ -50,13 +50,13 @@ def show(diagnosis: Diagnosis, console: Console | None = None) -> None:
             highlight=False,
         )
     if diagnosis.curvature is not None:
-        out.print(_curvature(diagnosis.curvature), highlight=False)
+        out.print(escaped(_curvature(diagnosis.curvature)), highlight=False)
     if diagnosis.stable_rates is not None:
-        out.print(_stable(diagnosis.stable_rates), highlight=False)
+        out.print(escaped(_stable(diagnosis.stable_rates)), highlight=False)
     for finding in diagnosis.findings:
         _print_finding(out, finding)
     color = _COLORS[diagnosis.status]
-    out.print(f"\n[{color}]{escape(diagnosis.verdict)}[/]", highlight=False)
+    out.print(f"\n[{color}]{escaped(diagnosis.verdict)}[/]", highlight=False)
 
 
 def thinned(rows: Sequence[DepthRow], most: int = MOST_ROWS) -> list[DepthRow]:
@@ -76,7 +76,7 @@ def thinned(rows: Sequence[DepthRow], most: int = MOST_ROWS) -> list[DepthRow]:
 def _table(diagnosis: Diagnosis, rows: Sequence[DepthRow]) -> Table:
     count = diagnosis.settings["num_examples"]
     table = Table(
-        title=f"{diagnosis.network}, {count} examples",
+        title=f"{escaped(diagnosis.network)}, {count} examples",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
     )
@@ -87,7 +87,7 @@ def _table(diagnosis: Diagnosis, rows: Sequence[DepthRow]) -> Table:
     for row in rows:
         table.add_row(
             str(row.depth),
-            escape(row.site),
+            escaped(row.site),
             _number(row.activation_rate, "{:.2f}"),
             _number(row.dead, "{:.2f}"),
             _number(row.effective_rank),
@@ -139,14 +139,12 @@ def _stable(found: StableRates) -> str:
 
 def _print_finding(out: Console, finding: Finding) -> None:
     color = _COLORS[finding.severity]
-    source = f" [dim]({escape(finding.source)})[/]" if finding.source else ""
+    source = f" [dim]({escaped(finding.source)})[/]" if finding.source else ""
     out.print(
-        f"[{color}]{finding.severity}[/]: {escape(finding.words)}{source}",
+        f"[{color}]{finding.severity}[/]: {escaped(finding.words)}{source}",
         highlight=False,
     )
     for advice in finding.suggestions:
         mark = _MARKS[advice.mark]
-        out.print(
-            f"  try: {escape(advice.words)} [dim]({escape(advice.source)}; {mark})[/]",
-            highlight=False,
-        )
+        words, source = escaped(advice.words), escaped(advice.source)
+        out.print(f"  try: {words} [dim]({source}; {mark})[/]", highlight=False)

@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from lit_resnorm.printable import escaped, printable
 
 _WIDE = 1000
 """Columns of an output that is no terminal: no line is broken."""
@@ -32,12 +33,13 @@ def print_table(
     """
     table = Table(title=title)
     if names:
-        width = max(cell_len(name) for name in (titles[0], *(row[0] for row in rows)))
-        table.add_column(titles[0], no_wrap=True, min_width=width)
+        first = (titles[0], *(row[0] for row in rows))
+        width = max(cell_len(printable(name)) for name in first)
+        table.add_column(escaped(titles[0]), no_wrap=True, min_width=width)
     for heading in titles[1:] if names else titles:
-        table.add_column(heading, overflow="fold")
+        table.add_column(escaped(heading), overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(escaped, row))
     output().print(table)
 
 
@@ -61,10 +63,10 @@ def print_verdict(verdict: dict[str, Any], folder: Path) -> None:
         )
         for check in verdict["checks"]
     ]
-    title = escape(f"{verdict['item']}: {verdict['title']}: {word}")
+    title = escaped(f"{verdict['item']}: {verdict['title']}: {word}")
     columns = ("check", "expected", "measured", "tolerance", "", "mark")
     print_table(columns, rows, title, names=False)
-    output().print(f"{verdict['seconds']:.1f} s of work; {folder}")
+    output().print(f"{verdict['seconds']:.1f} s of work; {escaped(folder)}")
 
 
 def _shown(value: float | str | None) -> str:

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from lit_resnorm.papers.item import Cell, Item, Row, Settings
 from lit_resnorm.papers.printing import print_verdict
 from lit_resnorm.papers.results import Results, results_key
+from lit_resnorm.printable import escaped
 
 __all__ = ["Interrupted", "curves", "executor", "reproduce_item", "run_cells"]
 
@@ -64,8 +65,8 @@ def reproduce_item(
     results = Results(out, item, results_key(item, settings, seed))
     if results.beside and console is not None:
         console.print(
-            f"{out / item.name} holds results of other settings or another version: "
-            f"kept, and run anew in {results.folder}"
+            f"{escaped(out / item.name)} holds results of other settings or another"
+            f" version: kept, and run anew in {escaped(results.folder)}"
         )
     columns = (
         "[progress.description]{task.description}",

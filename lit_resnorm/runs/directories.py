@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from lit_resnorm.printable import printable
 from lit_resnorm.runs.checkpoints import checkpoints_in, load_checkpoint, saved_at
 from lit_resnorm.runs.files import CHECKPOINTS
 
@@ -94,7 +95,7 @@ def last_checkpoint(run: Path) -> Path:
             damaged.append(str(error))
             continue
         for reason in damaged:
-            rank_zero_info(f"{reason}; going on from {path}")
+            rank_zero_info(printable(f"{reason}; going on from {path}"))
         return path
     if damaged:
         raise ValueError(

@@ -19,6 +19,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from lit_resnorm.printable import printable
 from lit_resnorm.runs.json_lines import plain, replace_file
 
 SCRIPTS = (
@@ -75,7 +76,7 @@ def page_text(document: Mapping[str, Any]) -> str:
     script = '"use strict";\n(() => {\n' + "\n".join(parts) + "\n})();\n"
     data, encoding = _embedded(document)
     return Template(template).substitute(
-        title=html.escape(str(document.get("title") or "Comparison of runs")),
+        title=html.escape(printable(document.get("title") or "Comparison of runs")),
         style=style,
         style_hash=_hash(style),
         script=script,
@@ -138,5 +139,5 @@ def _without_script(document: Mapping[str, Any]) -> str:
         text = str(finding.get("text", ""))
         name = "" if run is None else f"{runs[run]['name']}: "
         said = text if text.startswith(name) else name + text
-        lines.append(f"<li>{html.escape(said)}</li>")
+        lines.append(f"<li>{html.escape(printable(said))}</li>")
     return "\n".join(lines)
