@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lit_resnorm.measures.copies.attributes import (
@@ -23,7 +22,8 @@ from lit_resnorm.measures.copies.attributes import (
     with_state,
 )
 from lit_resnorm.measures.copies.copies import Bound, Losses, eager, with_buffers
-from lit_resnorm.measures.passes.untouched import num_rows
+from lit_resnorm.measures.passes.batch_norms import BATCH_NORMS, over_rows
+from lit_resnorm.measures.passes.untouched import num_rows, take_rows
 
 Around = Callable[[], AbstractContextManager[Any]]
 """Makes the context of a forward pass, which may set random states."""
@@ -36,7 +36,7 @@ class Rehearsal:
     Attributes:
         losses: The losses of the examples, shape `(B,)`.
         draws: Whether the pass draws random numbers, as dropout does.
-        coupled: Whether batch norm couples the examples.
+        coupled: Whether a batch norm takes its statistics over the examples.
         kept: Names of the plain attributes that the pass updates.
         vectorisable: Whether copies run in one vectorised pass, with the same losses.
         num_bytes: Bytes that the pass keeps for its gradient.
@@ -88,6 +88,10 @@ def rehearse(
         states = _generator_states()
         (losses_B, left), after = bound.with_weights(own, batch)
         draws = not torch.equal(states, _generator_states())
+    with around(), eager():
+        coupled = _over_rows(
+            norms.shapes, lambda rows: bound.with_weights(own, rows), batch
+        )
     num = num_rows(batch)
     if losses_B.shape != (num,):
         raise ValueError(
@@ -96,9 +100,7 @@ def rehearse(
         )
     kept = changed(before, after)
     if kept:
-        return Rehearsal(
-            losses_B.detach(), draws, norms.coupled, kept, False, memory[0]
-        )
+        return Rehearsal(losses_B.detach(), draws, coupled, kept, False, memory[0])
     owned = dict(model.named_parameters()) | buffers
     pair = {n: torch.stack([x, x]).detach() for n, x in owned.items()}
     # Each copy takes rows of its own, so that rows are batched as they will be.
@@ -108,7 +110,7 @@ def rehearse(
     return Rehearsal(
         losses=losses_B.detach(),
         draws=draws,
-        coupled=norms.coupled,
+        coupled=coupled,
         kept=kept,
         vectorisable=together is not None
         and _agree(together[0], losses_B.detach())
@@ -142,9 +144,11 @@ def _agree(together: Tensor, alone: Tensor) -> bool:
 
 
 class _NormWatch(TorchFunctionMode):
-    """Sees whether a batch norm takes its statistics from the batch."""
+    """Keeps the shapes of what batch norms take statistics of."""
 
-    coupled = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[torch.Size] = []
 
     def __torch_function__(
         self,
@@ -154,10 +158,30 @@ class _NormWatch(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.batch_norm:
-            training = args[5] if len(args) > 5 else kwargs.get("training", False)
-            self.coupled |= bool(training)
+        if (read := BATCH_NORMS.get(func)) is not None:
+            call = read(*args, **kwargs)
+            if call.training:
+                self.shapes.append(call.input.shape)
         return func(*args, **kwargs)
+
+
+@torch.no_grad()
+def _over_rows(shapes: list[torch.Size], run: Callable[[Any], Any], batch: Any) -> bool:
+    """Say whether statistics of these shapes follow the number of rows.
+
+    Those of weights are the same in a pass on one row more.
+    """
+    if not shapes:
+        return False
+    num = num_rows(batch)
+    with _NormWatch() as longer:
+        try:
+            run(take_rows(batch, torch.arange(num + 1) % num))
+        except Exception:
+            return True  # of a model that takes no other number of rows
+    pairs = zip(shapes, longer.shapes, strict=False)
+    alike = len(shapes) == len(longer.shapes)
+    return not alike or any(over_rows(longer, first) for first, longer in pairs)
 
 
 def _generator_states() -> Tensor:

@@ -142,6 +142,19 @@ BATCH_NORMS: dict[Callable[..., Any], Callable[..., NormCall]] = {
 """What reads the arguments of each function that is a batch norm."""
 
 
+def over_rows(shape: torch.Size, before: torch.Size) -> bool:
+    """Return whether the number of values of a channel follows that of rows.
+
+    Weights have the same shape in a pass on another number of rows; where rows lie
+    along the channels (instance norm by hand) the statistics are one example's own.
+
+    Args:
+        shape: Of what a batch norm takes, in one pass.
+        before: Of the same in a pass on another number of rows.
+    """
+    return shape != before and shape[1] == before[1]
+
+
 @torch.no_grad()
 def batch_statistics(
     x: Tensor, reduce: Reduce | None = None, *, empty: bool = False

@@ -19,6 +19,7 @@ from lit_resnorm.measures.passes.batch_norms import (
     BATCH_NORMS,
     NormCall,
     batch_statistics,
+    over_rows,
 )
 from lit_resnorm.measures.passes.batches import num_rows as num_rows
 from lit_resnorm.measures.passes.batches import occupied as occupied
@@ -205,15 +206,10 @@ class Passes(TorchFunctionMode):
         return _Application(shape, batch_statistics(call.input, reduce, empty=empty))
 
     def _over_rows(self, shape: torch.Size) -> bool:
-        """Return whether the number of values follows that of rows.
-
-        Weights are the same as in the scouting pass; where rows lie along the channels
-        (instance norm by hand) the statistics are one example's own.
-        """
+        """Return whether statistics are over rows, as far as a scouting pass tells."""
         if self._scouting or self._application >= len(self._scouted):
             return True
-        before = self._scouted[self._application]
-        return shape != before and shape[1] == before[1]
+        return over_rows(shape, self._scouted[self._application])
 
 
 @contextmanager
