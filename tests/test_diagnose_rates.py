@@ -134,7 +134,7 @@ def test_a_net_that_cannot_be_vectorised_gives_the_same_trials():
         loss = loss_of(net, net(x), (x, y))
         descent, _ = descent_of(net, rate=1.0)
         trials = Trials(Subject(net, (x, y), loss, network_output), descent)
-        assert trials.rehearse().vectorisable is not branching
+        assert trials.run_first_pass().vectorisable is not branching
         ends.append([trial.last for trial in trials.run([0.1, 1.0], 1.0)])
     assert ends[0] == pytest.approx(ends[1], rel=1e-5)
 

@@ -58,7 +58,7 @@ def draw():
 def test_a_draw_does_not_depend_on_how_draws_share_passes():
     quantities = ("mu2", "effective_rank")
     alone = propagate(draw, 5, quantities=quantities)
-    together = propagate(draw, 5, quantities=quantities, abreast=3)
+    together = propagate(draw, 5, quantities=quantities, nets_at_once=3)
     assert alone.sites == together.sites
     for quantity in quantities:
         torch.testing.assert_close(
@@ -110,7 +110,7 @@ def test_means_spreads_and_quantiles_are_those_of_the_samples():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"num_draws": 0}, "num_draws is 0"), ({"abreast": 0}, "abreast is 0")],
+    [({"num_draws": 0}, "num_draws is 0"), ({"nets_at_once": 0}, "nets_at_once is 0")],
 )
 def test_counts_below_one_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -125,7 +125,7 @@ def test_batch_norm_feed_forward_grows_by_a_fifth_a_layer():
         lambda: (family("bn_ff", 40, 128, (200,)), torch.randn(64, 200)),
         3,
         quantities=("log_sensitivity",),
-        abreast=3,
+        nets_at_once=3,
     )
     log_chi = result.at("log_sensitivity", "activation").mean(0)
     slope = (log_chi[-1] - log_chi[9]) / 30
@@ -137,7 +137,7 @@ def test_a_branch_with_batch_norm_has_a_share_of_one_over_its_place():
         lambda: (family("bn_res", 30, 128, (200,)), torch.randn(64, 200)),
         3,
         quantities=("branch_share",),
-        abreast=3,
+        nets_at_once=3,
     )
     shares = result.at("branch_share", "addition").mean(0)
     for unit in (5, 10, 20, 30):
@@ -150,7 +150,7 @@ def test_a_branch_without_batch_norm_has_a_share_of_one_half():
         lambda: (family("res", 60, 64, (200,)), torch.randn(64, 200)),
         4,
         quantities=("branch_share",),
-        abreast=4,
+        nets_at_once=4,
     )
     shares = result.at("branch_share", "addition").mean(0)
     assert shares[-20:].mean().item() == pytest.approx(1 / 2, rel=0.2)
@@ -166,7 +166,7 @@ def test_the_second_moment_of_a_collapsed_vanilla_net_is_log_normal():
         num_draws,
         quantities=("nu2",),
         sites=r"blocks\.49\.act1",
-        abreast=40,
+        nets_at_once=40,
     )
     log_nu2 = result.at("nu2", "activation").log()
     variance = 5 * layers / width

@@ -6,10 +6,9 @@ import math
 import pytest
 import torch
 
-from lit_resnorm.measures.copies.clipping import clip_by_norm
 from lit_resnorm.measures.copies.copies import Copies
 from lit_resnorm.measures.copies.influence import conjugate_gradients, influence_copies
-from lit_resnorm.measures.copies.optimizer import StackedOptimizer
+from lit_resnorm.measures.copies.optimizer import StackedOptimizer, clip_by_norm
 from lit_resnorm.measures.copies.stability import stability
 from lit_resnorm.measures.copies.twins import Share, Twins
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_resnorm.measures.copies.copies import Losses
-from lit_resnorm.measures.copies.first_pass import rehearse
+from lit_resnorm.measures.copies.first_pass import run_first_pass
 from lit_resnorm.measures.losses import Reduction
 from lit_resnorm.measures.passes.preserved import random_state
 from lit_resnorm.measures.passes.untouched import Reduce
@@ -97,7 +97,7 @@ class RunFollower:
                 return
             with random_state():
                 around = trainer.precision_plugin.train_step_context
-                seen = rehearse(module, losses, batch, around)
+                seen = run_first_pass(module, losses, batch, around)
             found = reduction(batch)
             if not found.is_mean:
                 raise ValueError(

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_resnorm.measures.copies.attributes import Attributes, attributes
-from lit_resnorm.measures.copies.clipping import clip_by_norm, clip_by_value
 from lit_resnorm.measures.copies.copies import Losses
+from lit_resnorm.measures.copies.optimizer import clip_by_norm, clip_by_value
 from lit_resnorm.measures.copies.twins import Twins
 from lit_resnorm.measures.losses import Reduction
 from lit_resnorm.measures.passes.batches import joined
@@ -78,7 +78,7 @@ class TwinTraining:
         # Plain attributes before the run's forward pass.
         self._before: Attributes = {}
         self._awaits_forward = False
-        self._rehearsed = False
+        self._had_first_pass = False
         self._check: GradientCheck | None = None
         self._weights_left: list[Tensor] | None = None
         self._begin_batch(opening=True)
@@ -109,7 +109,7 @@ class TwinTraining:
         self._random = RandomStates.now()
         self._awaits_forward = True
         self._begin_batch(opening=not amid)
-        if batch_idx == 0 or not self._rehearsed:
+        if batch_idx == 0 or not self._had_first_pass:
             self._check = GradientCheck(self._name, trainer)
         if self._check is not None:
             self._check.keep_buffers(self._module)
@@ -132,8 +132,8 @@ class TwinTraining:
             return
         if self._opening:
             check.restart(holds=fresh)
-        if not self._rehearsed:
-            self._rehearse(trainer, batch, check.buffers)
+        if not self._had_first_pass:
+            self._run_first_pass(trainer, batch, check.buffers)
         reduction = self._reduction(batch)
         with random_state():
             losses_B, grads = self.twins.model_gradients(
@@ -232,18 +232,18 @@ class TwinTraining:
         if self.twins.forked:
             self._weights_left = _fingerprint(self._module)
 
-    def _rehearse(
+    def _run_first_pass(
         self, trainer: Trainer, batch: Any, buffers: dict[str, Tensor]
     ) -> None:
         with random_state():
-            seen = self.twins.rehearse(
+            seen = self.twins.run_first_pass(
                 batch,
                 lambda: self._as_the_run(trainer),
                 self._memory,
                 buffers,
                 self._before,
             )
-        self._rehearsed = True
+        self._had_first_pass = True
         self._keep |= seen.draws and not seen.coupled
         if not self.twins.vectorised:
             rank_zero_info(
@@ -282,7 +282,7 @@ class TwinTraining:
         if self._awaits_forward:
             self._awaits_forward = False
             self._random = RandomStates.now()
-            names = self.twins.kept if self._rehearsed else None
+            names = self.twins.kept if self._had_first_pass else None
             self._before = attributes(self._module, names)
 
     @contextmanager

@@ -13,8 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lit_resnorm.measures.copies.copies import Copies, Losses
-from lit_resnorm.measures.copies.stability import Stability, stability
-from lit_resnorm.measures.copies.twin_losses import losses_at
+from lit_resnorm.measures.copies.stability import Stability, losses_at, stability
 from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm_callbacks.left_out import LeftOut
 

@@ -8,7 +8,7 @@ from lit_resnorm.diagnose.descent import Descent
 from lit_resnorm.diagnose.rate_trials import Trials, stable_rates
 from lit_resnorm.diagnose.report import Curvature, Finding, StableRates, Trial
 from lit_resnorm.diagnose.subject import Subject, silent
-from lit_resnorm.measures.copies.first_pass import Rehearsal
+from lit_resnorm.measures.copies.first_pass import FirstPass
 from lit_resnorm.measures.fisher import fisher_spectrum
 from lit_resnorm.measures.passes.batches import target_of
 
@@ -99,7 +99,7 @@ def tried_rates(
         return Tried(notes=(_untried(f"there is no loss ({subject.loss.words})"),))
     trials = Trials(subject, descent)
     try:
-        rehearsal = trials.rehearse()
+        first_pass = trials.run_first_pass()
     except (ValueError, RuntimeError) as error:
         return Tried(notes=(_untried(" ".join(str(error).split())),))
     trial = stable = None
@@ -107,21 +107,21 @@ def tried_rates(
         (trial,) = trials.run(
             [curvature.rate],
             curvature.bound,
-            rehearsal=rehearsal,
+            first_pass=first_pass,
             stage="steps at the rate",
             progress=subject.told,
         )
     if check_rate:
-        mode, bound = _train_bound(subject, descent, curvature, rehearsal)
+        mode, bound = _train_bound(subject, descent, curvature, first_pass)
         stable = stable_rates(trials, bound, mode, progress=subject.told)
     return Tried(trial, stable)
 
 
 def _train_bound(
-    subject: Subject, descent: Descent, curvature: Curvature, rehearsal: Rehearsal
+    subject: Subject, descent: Descent, curvature: Curvature, first_pass: FirstPass
 ) -> tuple[str, float]:
     """Return the bound of the curvature that steps on a batch meet, and its mode."""
-    if not rehearsal.coupled:
+    if not first_pass.coupled:
         return "frozen", descent.bound(curvature.lambda_max)
     in_training = replace(subject, norm_mode="train", told=silent)
     found, _ = curvature_of(in_training, descent)

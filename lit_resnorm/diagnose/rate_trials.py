@@ -14,8 +14,8 @@ from torch import Tensor
 from lit_resnorm.diagnose.descent import Descent
 from lit_resnorm.diagnose.report import StableRates, Trial
 from lit_resnorm.diagnose.subject import Progress, Subject, silent
-from lit_resnorm.measures.copies.copies import Bound, Losses
-from lit_resnorm.measures.copies.first_pass import Rehearsal, rehearse
+from lit_resnorm.measures.copies.copies import Copies, Losses, ModelFunction
+from lit_resnorm.measures.copies.first_pass import FirstPass, run_first_pass
 from lit_resnorm.measures.passes.untouched import untouched
 
 NUM_STEPS = 60
@@ -55,9 +55,9 @@ class Trials:
         self.losses: Losses = lambda model, rows: loss.of(
             model, forward(model, rows), rows
         )
-        self.bound = Bound(self.module, self.losses)
+        self.function = ModelFunction(self.module, self.losses)
 
-    def rehearse(self) -> Rehearsal:
+    def run_first_pass(self) -> FirstPass:
         """Return what one pass of the network in mode train shows.
 
         Raises:
@@ -65,7 +65,7 @@ class Trials:
         """
         with untouched(self.module, norm_mode="eval"):
             self.module.train()
-            return rehearse(self.module, self.losses, self.batch)
+            return run_first_pass(self.module, self.losses, self.batch)
 
     def run(
         self,
@@ -73,7 +73,7 @@ class Trials:
         bound: float,
         *,
         num_steps: int = NUM_STEPS,
-        rehearsal: Rehearsal | None = None,
+        first_pass: FirstPass | None = None,
         stage: str = "rates",
         progress: Progress = silent,
     ) -> list[Trial]:
@@ -83,11 +83,11 @@ class Trials:
             rates: Learning rates.
             bound: What `in_bounds` counts in.
             num_steps: Steps of each.
-            rehearsal: Of an earlier call.
+            first_pass: Of an earlier call.
             stage: What progress is told.
             progress: Told how many steps are done, of how many.
         """
-        shown = self.rehearse() if rehearsal is None else rehearsal
+        shown = self.run_first_pass() if first_pass is None else first_pass
         together = max(1, _MEMORY // max(1, shown.num_bytes))
         size = min(len(rates), together) if shown.vectorisable else 1
         parts = [rates[at : at + size] for at in range(0, len(rates), size)]
@@ -110,24 +110,18 @@ class Trials:
         self, rates: Sequence[float], num_steps: int, tell: Callable[[int], None]
     ) -> Tensor:
         """Return the losses before each step and after the last, shape `(S + 1, K)`."""
-        num = len(rates)
-        trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
-        device = next(iter(trained.values())).device
-        rates_K = torch.tensor(rates, device=device)
-        weights = {n: _stack(p, num).requires_grad_() for n, p in trained.items()}
-        others = {
-            name: _stack(value, num)
-            for name, value in [
-                *self.module.named_buffers(),
-                *self.module.named_parameters(),
-            ]
-            if name not in trained
+        trained = [n for n, p in self.module.named_parameters() if p.requires_grad]
+        copies = Copies(self.module, trained, len(rates))
+        # As the network's own weights lie in memory: rounding follows the layout.
+        weights = {
+            n: stack.contiguous().requires_grad_() for n, stack in copies.params.items()
         }
+        rates_K = torch.tensor(rates, device=copies.finite.device)
         momenta: dict[str, Tensor] = {}
-        going_K = torch.ones(num, dtype=torch.bool, device=device)
+        going_K = copies.finite
         rows = []
         for step in range(num_steps + 1):
-            losses_K = self._mean_losses(weights, others, num)
+            losses_K = self._mean_losses(weights | copies.buffers, len(rates))
             rows.append(losses_K.detach())
             tell(step)
             going_K &= losses_K <= _TOO_LARGE * rows[0].clamp_min(1.0)
@@ -139,16 +133,15 @@ class Trials:
             with torch.no_grad():
                 for (name, stack), grad in zip(weights.items(), grads, strict=True):
                     if grad is not None:
-                        self._update(name, trained[name], stack, grad, momenta, rates_K)
+                        own = copies.originals[name]
+                        self._update(name, own, stack, grad, momenta, rates_K)
         return torch.stack(rows)
 
-    def _mean_losses(
-        self, weights: dict[str, Tensor], others: dict[str, Tensor], num: int
-    ) -> Tensor:
+    def _mean_losses(self, weights: dict[str, Tensor], num: int) -> Tensor:
         if num == 1:
-            only = {n: w[0] for n, w in [*weights.items(), *others.items()]}
-            return self.bound.with_weights(only, self.batch).mean().reshape(1)
-        each = self.bound.for_each(weights | others, self.batch)
+            only = {name: stack[0] for name, stack in weights.items()}
+            return self.function.with_weights(only, self.batch).mean().reshape(1)
+        each = self.function.for_each(weights, self.batch)
         return each.reshape(num, -1).mean(1)
 
     def _update(
@@ -200,11 +193,11 @@ def stable_rates(
         norm_mode: How its curvature was measured.
         progress: Told how many steps are done, of how many.
     """
-    shown = trials.rehearse()
+    shown = trials.run_first_pass()
     done: list[Trial] = []
     for grid in (_GRID, _BEYOND):
         rates = [bound * 2 ** (power / 2) for power in grid]
-        done += trials.run(rates, bound, rehearsal=shown, progress=progress)
+        done += trials.run(rates, bound, first_pass=shown, progress=progress)
         if not all(trial.stable for trial in done):
             break
     descent = trials.descent
@@ -222,7 +215,3 @@ def _trial(rate: float, in_bounds: float, losses: list[float]) -> Trial:
         return Trial(rate, in_bounds, first, worst, stable=False)
     last = sum(tail) / len(tail)
     return Trial(rate, in_bounds, first, last, stable=last <= first)
-
-
-def _stack(value: Tensor, num: int) -> Tensor:
-    return value.detach().unsqueeze(0).repeat(num, *[1] * value.ndim)

@@ -15,9 +15,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_resnorm.measures.copies.clipping import clip_by_norm, clip_by_value
-from lit_resnorm.measures.copies.copies import Bound, eager
-from lit_resnorm.measures.copies.optimizer import check_elementwise
+from lit_resnorm.measures.copies.copies import ModelFunction, eager
+from lit_resnorm.measures.copies.optimizer import (
+    check_elementwise,
+    clip_by_norm,
+    clip_by_value,
+)
 from lit_resnorm.modules.classifier import LitClassifier
 from lit_resnorm.modules.losses import sum_over_ranks
 from lit_resnorm.modules.optimizers import scheduled
@@ -77,7 +80,7 @@ class Population(L.LightningModule):
         self.stacks = Members([each.net for each in made], self._settings())
         # Outside of the tree of modules: its own weights are never used.
         self._model = [made[0]]
-        self._bound = [Bound(made[0].net, _outputs)]
+        self._bound = [ModelFunction(made[0].net, _outputs)]
         self.register_buffer("diverged", torch.zeros(len(made), dtype=torch.bool))
         self._finite: Tensor | None = None
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []

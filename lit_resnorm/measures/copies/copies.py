@@ -26,7 +26,7 @@ Losses = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)
-class Bound:
+class ModelFunction:
     """A function of a model and a batch, which runs at any weights.
 
     Attributes:
@@ -140,7 +140,7 @@ class Copies:
 
     def model_state_dict(self, member: int) -> dict[str, Tensor]:
         """Return the model's state dict with one copy's weights, under all names."""
-        bound = Bound(self.model, lambda model, _: model.state_dict())
+        bound = ModelFunction(self.model, lambda model, _: model.state_dict())
         state = bound.with_weights(self.weights(member), None)
         return {name: value.clone() for name, value in state.items()}
 

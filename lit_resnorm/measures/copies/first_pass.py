@@ -21,16 +21,22 @@ from lit_resnorm.measures.copies.attributes import (
     with_attributes_after,
     with_state,
 )
-from lit_resnorm.measures.copies.copies import Bound, Losses, eager, with_buffers
+from lit_resnorm.measures.copies.copies import (
+    Losses,
+    ModelFunction,
+    eager,
+    with_buffers,
+)
 from lit_resnorm.measures.passes.batch_norms import BATCH_NORMS, over_rows
-from lit_resnorm.measures.passes.untouched import num_rows, take_rows
+from lit_resnorm.measures.passes.batches import num_rows, take_rows
+from lit_resnorm.measures.passes.preserved import RandomStates
 
 Around = Callable[[], AbstractContextManager[Any]]
 """Makes the context of a forward pass, which may set random states."""
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class FirstPass:
     """What one forward pass of the model's own showed.
 
     Attributes:
@@ -50,14 +56,14 @@ class Rehearsal:
     num_bytes: int
 
 
-def rehearse(
+def run_first_pass(
     model: nn.Module,
     losses: Losses,
     batch: Any,
     around: Around = nullcontext,
     buffers: Mapping[str, Tensor] | None = None,
     before: Attributes | None = None,
-) -> Rehearsal:
+) -> FirstPass:
     """Return what a forward pass at the model's own weights shows.
 
     Nothing is changed but the random states.
@@ -76,7 +82,9 @@ def rehearse(
     now = attributes(model)
     before = now if before is None else before
     moved = changed(before, now)
-    bound = Bound(model, with_attributes_after(with_buffers(losses), moved, before))
+    bound = ModelFunction(
+        model, with_attributes_after(with_buffers(losses), moved, before)
+    )
     buffers = dict(model.named_buffers() if buffers is None else buffers)
     # Copies, as the pass may write into them, and the run's own graph has saved them.
     own = {
@@ -85,9 +93,9 @@ def rehearse(
     }
     own |= {n: b.clone() for n, b in buffers.items()}
     with around(), _counted_bytes() as memory, eager(), _NormWatch() as norms:
-        states = _generator_states()
+        states = RandomStates.now()
         (losses_B, left), after = bound.with_weights(own, batch)
-        draws = not torch.equal(states, _generator_states())
+        draws = states.moved()
     with around(), eager():
         coupled = _over_rows(
             norms.shapes, lambda rows: bound.with_weights(own, rows), batch
@@ -100,14 +108,14 @@ def rehearse(
         )
     kept = changed(before, after)
     if kept:
-        return Rehearsal(losses_B.detach(), draws, coupled, kept, False, memory[0])
+        return FirstPass(losses_B.detach(), draws, coupled, kept, False, memory[0])
     owned = dict(model.named_parameters()) | buffers
     pair = {n: torch.stack([x, x]).detach() for n, x in owned.items()}
     # Each copy takes rows of its own, so that rows are batched as they will be.
     rows_KR = torch.arange(num).expand(2, num).contiguous()
-    alike = Bound(model, with_state(with_buffers(losses), moved, before))
+    alike = ModelFunction(model, with_state(with_buffers(losses), moved, before))
     together = _pair(alike, pair, batch, rows_KR, around)
-    return Rehearsal(
+    return FirstPass(
         losses=losses_B.detach(),
         draws=draws,
         coupled=coupled,
@@ -121,7 +129,7 @@ def rehearse(
 
 @torch.no_grad()
 def _pair(
-    bound: Bound,
+    bound: ModelFunction,
     pair: dict[str, Tensor],
     batch: Any,
     rows_KR: Tensor,
@@ -182,13 +190,6 @@ def _over_rows(shapes: list[torch.Size], run: Callable[[Any], Any], batch: Any) 
     pairs = zip(shapes, longer.shapes, strict=False)
     alike = len(shapes) == len(longer.shapes)
     return not alike or any(over_rows(longer, first) for first, longer in pairs)
-
-
-def _generator_states() -> Tensor:
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_initialized():
-        states += torch.cuda.get_rng_state_all()
-    return torch.cat(states)
 
 
 @contextmanager

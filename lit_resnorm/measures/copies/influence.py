@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_resnorm.measures.copies.copies import Bound, Copies
+from lit_resnorm.measures.copies.copies import Copies, ModelFunction
 from lit_resnorm.measures.passes.untouched import (
     Reduce,
     identity,
@@ -83,7 +83,7 @@ def influence_copies(
         leaves = [
             p.detach().clone().requires_grad_() for p in copies.originals.values()
         ]
-        bound = Bound(model, forward)
+        bound = ModelFunction(model, forward)
 
         def output(of: Any) -> Tensor:
             weights = dict(zip(names, leaves, strict=True))

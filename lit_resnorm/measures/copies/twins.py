@@ -20,14 +20,14 @@ from lit_resnorm.measures.copies.attributes import (
     with_state,
 )
 from lit_resnorm.measures.copies.copies import (
-    Bound,
     Copies,
     Losses,
+    ModelFunction,
     eager,
     trained_parameters,
     with_buffers,
 )
-from lit_resnorm.measures.copies.first_pass import Around, Rehearsal, rehearse
+from lit_resnorm.measures.copies.first_pass import Around, FirstPass, run_first_pass
 from lit_resnorm.measures.copies.optimizer import StackedOptimizer, check_elementwise
 from lit_resnorm.measures.losses import Reduction
 from lit_resnorm.measures.passes.parameter_writes import parameters_kept
@@ -78,7 +78,7 @@ class Twins(Copies):
         self._active = trained_parameters(model, optimizer)
         super().__init__(model, self._active, num)
         self._losses = losses
-        self._bound = Bound(model, with_buffers(losses))
+        self._bound = ModelFunction(model, with_buffers(losses))
         self._follow_anew(optimizer)
         self._grads: dict[str, Tensor] = {}
         # Which copies have one: an optimizer leaves parameters without one alone.
@@ -154,14 +154,14 @@ class Twins(Copies):
                 self._grad(name)[member] = grad * grad_scale
                 self._having.setdefault(name, set()).add(member)
 
-    def rehearse(
+    def run_first_pass(
         self,
         batch: Any,
         around: Around = nullcontext,
         memory: int = 1 << 30,
         buffers: Mapping[str, Tensor] | None = None,
         before: Attributes | None = None,
-    ) -> Rehearsal:
+    ) -> FirstPass:
         """Return what a pass of the model's own shows; settle how the copies run.
 
         They run in one vectorised pass where that works, in chunks whose activations
@@ -179,7 +179,7 @@ class Twins(Copies):
                 makes buffers.
         """
         self._check_buffers([name for name, _ in self.model.named_buffers()])
-        seen = rehearse(self.model, self._losses, batch, around, buffers, before)
+        seen = run_first_pass(self.model, self._losses, batch, around, buffers, before)
         self.kept = seen.kept
         self.vectorised = seen.vectorisable
         fitting = memory // max(seen.num_bytes, 1)
@@ -203,7 +203,9 @@ class Twins(Copies):
             before: Its plain attributes to begin with.
             reduction: Makes the batch's loss of the examples'.
         """
-        bound = Bound(self.model, with_state(self._bound.function, self.kept, before))
+        bound = ModelFunction(
+            self.model, with_state(self._bound.function, self.kept, before)
+        )
         own = {name: self.originals[name] for name in self._active}
         leaves = {n: p.detach().clone().requires_grad_() for n, p in own.items()}
         begin = {name: value.clone() for name, value in buffers.items()}
@@ -439,7 +441,7 @@ class Twins(Copies):
         alone = {name: value[0] for name, value in weights.items()}
         rows = batch if rows_KR is None else take_rows(batch, rows_KR[0])
         own = self.own.get(members[0], {})
-        bound = Bound(
+        bound = ModelFunction(
             self.model,
             with_attributes_after(self._bound.function, self.kept, own, self.kept),
         )

@@ -26,7 +26,9 @@ from lit_resnorm.measures.fisher.parameter_uses import (
 )
 from lit_resnorm.measures.fisher.recording import UseRecorder
 from lit_resnorm.measures.fisher.shards import Shards
-from lit_resnorm.measures.passes.untouched import Passes, num_rows, take_rows
+from lit_resnorm.measures.passes.batches import num_rows, take_rows
+from lit_resnorm.measures.passes.preserved import RandomStates
+from lit_resnorm.measures.passes.untouched import Passes
 
 
 @dataclass(frozen=True)
@@ -122,14 +124,14 @@ def _examine_pair(
     """
     recorder, output, seed = first
     of_pair = UseRecorder(network.parameters)
-    before = _random_states()
+    states = RandomStates.now()
 
     def recorded() -> Tensor:
         with of_pair:
             return network(pair)
 
     both = run(recorded)
-    if not torch.equal(before, _random_states()):
+    if states.moved():
         return True, False  # a network that draws is no function of its rows
     seeds = torch.cat([seed, torch.zeros_like(seed)])
     if seeds.shape != both.shape:
@@ -179,13 +181,6 @@ def _apart(found: Tensor, expected: Tensor, sizes: Tensor, power: float) -> bool
     # NaN is apart from nothing: it is measured as it is.
     bound = torch.finfo(found.dtype).eps ** power * sizes.detach().norm()
     return bool((found.detach() - expected.detach()).norm() > bound)
-
-
-def _random_states() -> Tensor:
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_initialized():
-        states += torch.cuda.get_rng_state_all()
-    return torch.cat(states)
 
 
 def _seed(output: Tensor) -> Tensor:

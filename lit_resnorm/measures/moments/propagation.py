@@ -75,7 +75,7 @@ def propagate(
     ranks_at: str = "",
     norm_mode: str = "frozen",
     seed: int = 0,
-    abreast: int = 1,
+    nets_at_once: int = 1,
 ) -> Propagation:
     """Return signal and noise by depth over random draws of network and inputs.
 
@@ -88,30 +88,30 @@ def propagate(
 
     Args:
         draw: Returns a network and its input, both drawn from torch's global
-            generator. With `abreast=1` it may fill one network with new weights each
-            time, whose sites are then traced once.
+            generator. With `nets_at_once=1` it may fill one network with new weights
+            each time, whose sites are then traced once.
         num_draws: How many.
         quantities: Names of attributes of `SiteMoments`; `effective_rank` costs most.
         sites: Pattern searched in the sites' names.
         ranks_at: The same for the sites where effective ranks are measured.
         norm_mode: What batch norm does: `frozen`, `eval` or `train`.
         seed: Of the first draw.
-        abreast: Networks that share a pass (see `side_by_side`): more of them save
+        nets_at_once: Networks that share a pass (see `side_by_side`): more of them save
             time where a layer is small, and need as much more memory.
 
     Raises:
-        ValueError: If `num_draws` or `abreast` is below 1, or an option of
+        ValueError: If `num_draws` or `nets_at_once` is below 1, or an option of
             `signal_and_noise` can't be right.
     """
     if num_draws < 1:
         raise ValueError(f"num_draws is {num_draws}; it must be at least 1")
-    if abreast < 1:
-        raise ValueError(f"abreast is {abreast}; it must be at least 1")
+    if nets_at_once < 1:
+        raise ValueError(f"nets_at_once is {nets_at_once}; it must be at least 1")
     chunks: dict[str, list[Tensor]] = {quantity: [] for quantity in quantities}
     profile = DepthProfile(())
     traced, flow = None, None
-    for first in range(0, num_draws, abreast):
-        indices = range(first, min(first + abreast, num_draws))
+    for first in range(0, num_draws, nets_at_once):
+        indices = range(first, min(first + nets_at_once, num_draws))
         with torch.random.fork_rng(devices=[]):
             net, x = _drawn_together(draw, seed, indices)
         if flow is None or net is not traced:
