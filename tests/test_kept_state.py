@@ -101,6 +101,17 @@ def test_a_pass_does_not_write_into_what_a_live_graph_has_saved(model):
     scaled.sum().backward()  # raises where a saved tensor was written into
 
 
+@pytest.mark.parametrize("made_in", [False, True])
+def test_state_is_kept_in_inference_mode_and_that_it_was_written_is_seen(made_in):
+    net = nn.BatchNorm1d(3)
+    with torch.inference_mode(made_in):
+        net.running_mean = torch.zeros(3)
+    with torch.inference_mode(), state_kept(net) as state:
+        net(torch.ones(2, 3))
+    assert state.changed
+    assert not net.running_mean.any()
+
+
 def test_a_model_without_state_is_found_to_have_none():
     model = FunctionalNet()
     with untouched(model) as run:

@@ -141,6 +141,9 @@ class State:
         if shared or not self._copied or self._views_parameter(tensor):
             return tensor
         copy = tensor.clone()
+        if copy.is_inference():  # writes into which leave no trace
+            with torch.inference_mode(False):
+                copy = copy.clone()
         self._tensors.append((name, copy, copy._version))
         return copy
 
