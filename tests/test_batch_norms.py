@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from lit_resnorm.measures.passes.batch_norms import batch_statistics
-from lit_resnorm.measures.passes.untouched import occupied, untouched
+from lit_resnorm.measures.passes.batches import occupied
+from lit_resnorm.measures.passes.untouched import untouched
 
 # Sums of a few dozen numbers of size 1 in float64: some hundred roundings.
 EXACT = {"rtol": 0.0, "atol": 1e-12}

@@ -7,13 +7,8 @@ from small import FunctionalNet
 from torch import nn
 from torch.nn import functional as F
 
-from lit_resnorm.measures.passes.untouched import (
-    check_norm_mode,
-    num_rows,
-    occupied,
-    take_rows,
-    untouched,
-)
+from lit_resnorm.measures.passes.batches import num_rows, occupied, take_rows
+from lit_resnorm.measures.passes.untouched import check_norm_mode, untouched
 
 
 class Twice(nn.Module):

@@ -16,7 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lit_resnorm.measures.passes.batch_dim import ExamplesFirst
-from lit_resnorm.measures.passes.batches import network_output
+from lit_resnorm.measures.passes.batches import network_output, num_rows, take_rows
 from lit_resnorm.measures.passes.lazy_layers import lazy_tensors
 from lit_resnorm.measures.passes.sites import Site
 from lit_resnorm.measures.passes.tracing import trace
@@ -24,8 +24,6 @@ from lit_resnorm.measures.passes.untouched import (
     NormMode,
     Reduce,
     check_norm_mode,
-    num_rows,
-    take_rows,
     untouched,
 )
 from lit_resnorm.quantities import Declared, Quantity, logs_section

@@ -12,7 +12,7 @@ from torch.utils.data import default_collate, default_convert
 
 from lit_resnorm.measures.passes.batch_dim import examples_first
 from lit_resnorm.measures.passes.batches import leaves
-from lit_resnorm.measures.passes.preserved import RandomStates, random_state
+from lit_resnorm.measures.passes.random_states import RandomStates, random_states_kept
 
 Collate = Callable[[list[Any]], Any]
 
@@ -51,7 +51,7 @@ class WatchedCollation:
         if not self._left or not isinstance(examples, list):
             return self.collate(examples)
         self._left -= 1
-        with random_state():
+        with random_states_kept():
             # Copies, as a collate function may write into the examples.
             if not _checked(self._rows_first, examples):
                 self._found.fill_(1)

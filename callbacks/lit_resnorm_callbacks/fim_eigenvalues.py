@@ -19,14 +19,8 @@ from lit_resnorm.measures.fisher import (
 )
 from lit_resnorm.measures.losses import LikelihoodOptions
 from lit_resnorm.measures.passes.batch_dim import as_given, targets_first
-from lit_resnorm.measures.passes.batches import targets_of
-from lit_resnorm.measures.passes.untouched import (
-    Reduce,
-    identity,
-    num_rows,
-    take_rows,
-    untouched,
-)
+from lit_resnorm.measures.passes.batches import num_rows, take_rows, targets_of
+from lit_resnorm.measures.passes.untouched import Reduce, identity, untouched
 from lit_resnorm.quantities import Quantity
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
 from lit_resnorm_callbacks.rates import largest_rate

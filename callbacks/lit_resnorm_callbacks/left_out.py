@@ -10,8 +10,14 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lit_resnorm.measures.passes.batches import joined, leaves, mapped
-from lit_resnorm.measures.passes.untouched import Reduce, num_rows, take_rows
+from lit_resnorm.measures.passes.batches import (
+    joined,
+    leaves,
+    mapped,
+    num_rows,
+    take_rows,
+)
+from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm_callbacks.probe_batch import fixed_batch
 
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lit_resnorm.measures.copies.copies import Losses
 from lit_resnorm.measures.copies.first_pass import run_first_pass
 from lit_resnorm.measures.losses import Reduction
-from lit_resnorm.measures.passes.preserved import random_state
+from lit_resnorm.measures.passes.random_states import random_states_kept
 from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm.steps import steps_taken
 from lit_resnorm_callbacks.batch_indices import BatchIndices
@@ -95,7 +95,7 @@ class RunFollower:
             if training is not None:
                 training.before_backward(trainer, batch, loss)
                 return
-            with random_state():
+            with random_states_kept():
                 around = trainer.precision_plugin.train_step_context
                 seen = run_first_pass(module, losses, batch, around)
             found = reduction(batch)

@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 from lit_resnorm.measures.copies.copies import Copies
 from lit_resnorm.measures.losses import LossFn, Reduction, losses_of, reduction_of
 from lit_resnorm.measures.passes.batch_dim import examples_first, targets_first
-from lit_resnorm.measures.passes.batches import target_of
+from lit_resnorm.measures.passes.batches import num_rows, take_rows, target_of
 from lit_resnorm.measures.passes.sites import Site
-from lit_resnorm.measures.passes.untouched import Reduce, num_rows, take_rows, untouched
+from lit_resnorm.measures.passes.untouched import Reduce, untouched
 from lit_resnorm.quantities import Quantity
 from lit_resnorm_callbacks.base import Batch, Cadence, Probe
 from lit_resnorm_callbacks.counts import check_count

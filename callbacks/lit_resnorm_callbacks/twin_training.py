@@ -23,7 +23,7 @@ from lit_resnorm.measures.copies.optimizer import clip_by_norm, clip_by_value
 from lit_resnorm.measures.copies.twins import Twins
 from lit_resnorm.measures.losses import Reduction
 from lit_resnorm.measures.passes.batches import joined
-from lit_resnorm.measures.passes.preserved import RandomStates, random_state
+from lit_resnorm.measures.passes.random_states import RandomStates, random_states_kept
 from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm_callbacks.gradient_check import GradientCheck
 from lit_resnorm_callbacks.left_out import Hits
@@ -135,7 +135,7 @@ class TwinTraining:
         if not self._had_first_pass:
             self._run_first_pass(trainer, batch, check.buffers)
         reduction = self._reduction(batch)
-        with random_state():
+        with random_states_kept():
             losses_B, grads = self.twins.model_gradients(
                 batch,
                 lambda: self._as_the_run(trainer),
@@ -235,7 +235,7 @@ class TwinTraining:
     def _run_first_pass(
         self, trainer: Trainer, batch: Any, buffers: dict[str, Tensor]
     ) -> None:
-        with random_state():
+        with random_states_kept():
             seen = self.twins.run_first_pass(
                 batch,
                 lambda: self._as_the_run(trainer),
@@ -273,7 +273,7 @@ class TwinTraining:
             keep=self._keep,
             replaced=self._replacements is not None,
         )
-        with random_state():
+        with random_states_kept():
             for share in found:
                 rows = whole if share.rows is not None else batch
                 self.twins.accumulate(rows, share, lambda: self._as_the_run(trainer))

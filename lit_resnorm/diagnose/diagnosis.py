@@ -23,9 +23,14 @@ from lit_resnorm.diagnose.verdicts import (
 from lit_resnorm.measures.losses import Loss, LossFn, loss_of
 from lit_resnorm.measures.moments import pathology
 from lit_resnorm.measures.passes.batch_dim import ExamplesFirst
-from lit_resnorm.measures.passes.batches import mapped, network_output
+from lit_resnorm.measures.passes.batches import (
+    mapped,
+    network_output,
+    num_rows,
+    take_rows,
+)
 from lit_resnorm.measures.passes.lazy_layers import initialise
-from lit_resnorm.measures.passes.untouched import num_rows, take_rows, untouched
+from lit_resnorm.measures.passes.untouched import untouched
 from lit_resnorm_callbacks.probe_batch import first_examples
 
 _ORDER = {"pathology": 0, "warning": 1, "note": 2}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_resnorm.measures.passes.batches import occupied, take_rows
 from lit_resnorm.measures.passes.forward_walk import ACTIVATIONS
 from lit_resnorm.measures.passes.sites import (
     Site,
@@ -21,13 +22,7 @@ from lit_resnorm.measures.passes.sites import (
     visiting,
 )
 from lit_resnorm.measures.passes.tracing import trace
-from lit_resnorm.measures.passes.untouched import (
-    Reduce,
-    identity,
-    occupied,
-    take_rows,
-    untouched,
-)
+from lit_resnorm.measures.passes.untouched import Reduce, identity, untouched
 
 # Activations that let positive preactivations through and damp negative ones: only
 # there does a sign say whether a unit is on.

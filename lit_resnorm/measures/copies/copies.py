@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_resnorm.measures.copies.attributes import Attributes
+from lit_resnorm.measures.passes.batches import take_rows
 from lit_resnorm.measures.passes.functional_calls import with_weights
 from lit_resnorm.measures.passes.kept_state import state_kept
 from lit_resnorm.measures.passes.lazy_layers import check_initialised
-from lit_resnorm.measures.passes.untouched import take_rows
 
 Losses = Callable[[nn.Module, Any], Tensor]
 """Takes a model and a batch and returns the loss of each example, shape `(B,)`."""

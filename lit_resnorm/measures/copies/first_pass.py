@@ -29,7 +29,7 @@ from lit_resnorm.measures.copies.copies import (
 )
 from lit_resnorm.measures.passes.batch_norms import BATCH_NORMS, over_rows
 from lit_resnorm.measures.passes.batches import num_rows, take_rows
-from lit_resnorm.measures.passes.preserved import RandomStates
+from lit_resnorm.measures.passes.random_states import RandomStates
 
 Around = Callable[[], AbstractContextManager[Any]]
 """Makes the context of a forward pass, which may set random states."""

@@ -12,14 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_resnorm.measures.copies.copies import Copies, ModelFunction
-from lit_resnorm.measures.passes.untouched import (
-    Reduce,
-    identity,
-    num_rows,
-    occupied,
-    take_rows,
-    untouched,
-)
+from lit_resnorm.measures.passes.batches import num_rows, occupied, take_rows
+from lit_resnorm.measures.passes.untouched import Reduce, identity, untouched
 
 Matvec = Callable[[Tensor], Tensor]
 

@@ -30,8 +30,9 @@ from lit_resnorm.measures.copies.copies import (
 from lit_resnorm.measures.copies.first_pass import Around, FirstPass, run_first_pass
 from lit_resnorm.measures.copies.optimizer import StackedOptimizer, check_elementwise
 from lit_resnorm.measures.losses import Reduction
+from lit_resnorm.measures.passes.batches import take_rows
 from lit_resnorm.measures.passes.parameter_writes import parameters_kept
-from lit_resnorm.measures.passes.untouched import Reduce, take_rows
+from lit_resnorm.measures.passes.untouched import Reduce
 
 
 @dataclass(frozen=True)

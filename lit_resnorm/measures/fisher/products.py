@@ -20,7 +20,8 @@ from torch.autograd import forward_ad
 
 from lit_resnorm.measures.fisher.head import Head, WeightedExamples
 from lit_resnorm.measures.fisher.network import Network
-from lit_resnorm.measures.passes.untouched import Passes, take_rows
+from lit_resnorm.measures.passes.batches import take_rows
+from lit_resnorm.measures.passes.untouched import Passes
 
 WayForth = Callable[[list[Tensor], Tensor], None]
 """Takes tangents of the parameters and fills in each coefficient's product."""

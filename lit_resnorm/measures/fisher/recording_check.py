@@ -27,7 +27,7 @@ from lit_resnorm.measures.fisher.parameter_uses import (
 from lit_resnorm.measures.fisher.recording import UseRecorder
 from lit_resnorm.measures.fisher.shards import Shards
 from lit_resnorm.measures.passes.batches import num_rows, take_rows
-from lit_resnorm.measures.passes.preserved import RandomStates
+from lit_resnorm.measures.passes.random_states import RandomStates
 from lit_resnorm.measures.passes.untouched import Passes
 
 

@@ -25,7 +25,8 @@ from lit_resnorm.measures.fisher.head import Head, WeightedExamples
 from lit_resnorm.measures.fisher.network import Network
 from lit_resnorm.measures.fisher.parameter_uses import Use
 from lit_resnorm.measures.fisher.recording import UseRecorder
-from lit_resnorm.measures.passes.untouched import Passes, take_rows
+from lit_resnorm.measures.passes.batches import take_rows
+from lit_resnorm.measures.passes.untouched import Passes
 
 Visit = Callable[[ParameterBlock, Leavings], None]
 """Takes a block and what a backward pass left at it."""

@@ -14,8 +14,7 @@ from lit_resnorm.measures.losses.likelihood import Likelihood
 from lit_resnorm.measures.losses.reading import (
     meant_likelihood,
 )
-from lit_resnorm.measures.passes.batches import target_of
-from lit_resnorm.measures.passes.untouched import take_rows
+from lit_resnorm.measures.passes.batches import take_rows, target_of
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,11 @@ from lit_resnorm.measures.moments.noise import (
 from lit_resnorm.measures.moments.noise_input import NoiseSource
 from lit_resnorm.measures.moments.profile import DepthProfile, profile_of
 from lit_resnorm.measures.moments.recorder import Recorder
+from lit_resnorm.measures.passes.batches import occupied, take_rows
 from lit_resnorm.measures.passes.flow import Flow, follow
 from lit_resnorm.measures.passes.sites import Site, select, visiting
 from lit_resnorm.measures.passes.tracing import trace
-from lit_resnorm.measures.passes.untouched import (
-    Reduce,
-    identity,
-    occupied,
-    take_rows,
-    untouched,
-)
+from lit_resnorm.measures.passes.untouched import Reduce, identity, untouched
 
 Forward = Callable[[nn.Module, Any], Any]
 

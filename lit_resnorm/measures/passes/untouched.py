@@ -6,6 +6,7 @@ norm does (`norm_mode`), so that each measure states it in the same three words.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,13 +22,11 @@ from lit_resnorm.measures.passes.batch_norms import (
     batch_statistics,
     over_rows,
 )
-from lit_resnorm.measures.passes.batches import num_rows as num_rows
-from lit_resnorm.measures.passes.batches import occupied as occupied
-from lit_resnorm.measures.passes.batches import take_rows as take_rows
 from lit_resnorm.measures.passes.checkpointing import uncheckpointed
 from lit_resnorm.measures.passes.kept_state import state_kept
 from lit_resnorm.measures.passes.lazy_layers import check_initialised
-from lit_resnorm.measures.passes.preserved import module_state, random_state, uncompiled
+from lit_resnorm.measures.passes.parameter_writes import parameters_kept
+from lit_resnorm.measures.passes.random_states import random_states_kept
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over ranks and returns a new one; all ranks call it equally often."""
@@ -245,10 +244,49 @@ def untouched(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(random_state())
-        stack.enter_context(module_state(model))
+        stack.enter_context(random_states_kept())
+        stack.enter_context(_module_state(model))
         for device_type in {p.device.type for p in model.parameters()} | {"cpu"}:
             stack.enter_context(torch.autocast(device_type, enabled=False))
-        stack.enter_context(uncompiled(model))
+        stack.enter_context(_uncompiled(model))
         stack.enter_context(uncheckpointed())
         yield run
+
+
+@contextmanager
+def _module_state(model: nn.Module) -> Iterator[None]:
+    """Set eval mode; put state, parameters and `.grad` fields back, to the bit.
+
+    Raises:
+        ValueError: If something was changed that can't be put back.
+    """
+    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        with state_kept(model), parameters_kept(model):
+            for module in model.modules():
+                module.training = False
+            yield
+    finally:
+        for parameter, grad in grads:
+            parameter.grad = grad
+
+
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run compiled modules uncompiled, and attention without its fast path."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        # Hooks set after a compiled module's first call never run. Importing dynamo
+        # takes seconds, so it is left alone where nothing was compiled.
+        if "torch._dynamo" in sys.modules and any(map(_is_compiled, model.modules())):
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        else:
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None

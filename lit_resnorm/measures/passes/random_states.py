@@ -1,9 +1,8 @@
-"""What a measurement puts back: random states, a model's state, how it is run."""
+"""States of the global random generators, and putting them back."""
 
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-from lit_resnorm.measures.passes.kept_state import state_kept
-from lit_resnorm.measures.passes.parameter_writes import parameters_kept
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -64,49 +60,10 @@ class RandomStates:
 
 
 @contextmanager
-def random_state() -> Iterator[None]:
+def random_states_kept() -> Iterator[None]:
     """Put the global random states (torch, NumPy, Python) back, to the bit."""
     saved = RandomStates.now()
     try:
         yield
     finally:
         saved.set()
-
-
-@contextmanager
-def module_state(model: nn.Module) -> Iterator[None]:
-    """Set eval mode; put state, parameters and `.grad` fields back, to the bit.
-
-    Raises:
-        ValueError: If something was changed that can't be put back.
-    """
-    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
-    try:
-        with state_kept(model), parameters_kept(model):
-            for module in model.modules():
-                module.training = False
-            yield
-    finally:
-        for parameter, grad in grads:
-            parameter.grad = grad
-
-
-@contextmanager
-def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run compiled modules uncompiled, and attention without its fast path."""
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        # Hooks set after a compiled module's first call never run. Importing dynamo
-        # takes seconds, so it is left alone where nothing was compiled.
-        if "torch._dynamo" in sys.modules and any(map(_is_compiled, model.modules())):
-            with torch.compiler.set_stance("force_eager"):
-                yield
-        else:
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
