@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from moment_references import central_moment, raw_moment
 from small import FunctionalNet
 from torch import nn
 from torch.autograd.functional import jvp
@@ -13,13 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.models import VisionTransformer
 
-from lit_resnorm.measures.moments import (
-    central_moment,
-    flow_between_sites,
-    raw_moment,
-    recorder,
-    signal_and_noise,
-)
+from lit_resnorm.measures.moments import flow_between_sites, recorder, signal_and_noise
 from lit_resnorm.measures.moments.noise import example_noise
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}

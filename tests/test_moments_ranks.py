@@ -2,17 +2,17 @@
 
 import pytest
 import torch
-from ranks import run_ranks, sum_over_ranks
-
-from lit_resnorm.measures.moments import (
+from moment_references import (
     absolute_moment,
     branch_share,
     central_moment,
     effective_rank,
     identity_deviation,
     raw_moment,
-    signal_and_noise,
 )
+from ranks import run_ranks, sum_over_ranks
+
+from lit_resnorm.measures.moments import signal_and_noise
 from lit_resnorm.nets import Style, stacked_net
 
 QUANTITIES = ("mu2", "nu2", "mu4", "nu1", "effective_rank", "log_sensitivity", "delta")

@@ -12,7 +12,6 @@ from torch import Tensor
 from lit_resnorm.figures import growth
 from lit_resnorm.measures.moments import (
     DepthProfile,
-    Flow,
     SiteMoments,
     Verdict,
     flow_between_sites,
@@ -22,6 +21,7 @@ from lit_resnorm.measures.moments import (
     spine,
 )
 from lit_resnorm.measures.moments.pathology import MIN_LAYERS
+from lit_resnorm.measures.passes.flow import Flow
 from lit_resnorm.measures.passes.sites import Site
 from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm.quantities import PATHOLOGIES, Quantity

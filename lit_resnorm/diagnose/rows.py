@@ -14,12 +14,12 @@ from lit_resnorm.diagnose.subject import Subject
 from lit_resnorm.measures.activation import activation_rates
 from lit_resnorm.measures.moments import (
     DepthProfile,
-    Flow,
     SiteMoments,
     flow_between_sites,
     signal_and_noise,
 )
 from lit_resnorm.measures.moments.noise import in_float64
+from lit_resnorm.measures.passes.flow import Flow
 from lit_resnorm.measures.passes.sites import Site
 from lit_resnorm.measures.separation import separations
 

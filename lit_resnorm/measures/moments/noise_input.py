@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_resnorm.measures.moments.noise import example_noise, with_noise
-from lit_resnorm.measures.moments.recorder import Recorder
+from lit_resnorm.measures.moments.recorder import MomentRecorder
 from lit_resnorm.measures.moments.sums import ChannelSums
 from lit_resnorm.measures.passes.batches import (
     leaves,
@@ -40,7 +40,7 @@ class NoiseSource:
         self,
         x: Any,
         flow: Flow,
-        recorder: Recorder,
+        recorder: MomentRecorder,
         *,
         copies: int,
         seed: int,

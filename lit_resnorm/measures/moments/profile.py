@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lit_resnorm.measures.moments.recorder import PointMoments, Recorder
+from lit_resnorm.measures.moments.recorder import MomentRecorder, PointMoments
 from lit_resnorm.measures.passes.flow import INPUT, Flow
 from lit_resnorm.measures.passes.sites import Site
 
@@ -92,7 +92,7 @@ class DepthProfile:
 
 
 def profile_of(
-    flow: Flow, recorder: Recorder, entries: Sequence[str], lacking: Sequence[str]
+    flow: Flow, recorder: MomentRecorder, entries: Sequence[str], lacking: Sequence[str]
 ) -> DepthProfile:
     """Return the profile that a recorder's passes give.
 
@@ -132,7 +132,7 @@ def _input_moments(points: Sequence[PointMoments]) -> SiteMoments:
 def _site_moments(
     site: Site,
     flow: Flow,
-    recorder: Recorder,
+    recorder: MomentRecorder,
     log_chi: dict[str, Tensor],
     unit: Tensor,
 ) -> SiteMoments:

@@ -125,7 +125,7 @@ class _Point:
         return self.moments
 
 
-class Recorder(Visitor):
+class MomentRecorder(Visitor):
     """Sums up signal and noise at each site; rescales the noise at the flow's cuts.
 
     A tensor that several sites share, as one's output and another's input, is summed

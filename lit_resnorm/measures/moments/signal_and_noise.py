@@ -19,7 +19,7 @@ from lit_resnorm.measures.moments.noise import (
 )
 from lit_resnorm.measures.moments.noise_input import NoiseSource
 from lit_resnorm.measures.moments.profile import DepthProfile, profile_of
-from lit_resnorm.measures.moments.recorder import Recorder
+from lit_resnorm.measures.moments.recorder import MomentRecorder
 from lit_resnorm.measures.passes.batches import occupied, take_rows
 from lit_resnorm.measures.passes.flow import Flow, follow
 from lit_resnorm.measures.passes.sites import Site, select, visiting
@@ -198,7 +198,7 @@ class _Passes:
     def _measure(
         self, x: Any, dtype: torch.dtype | None, skipped: list[nn.Module]
     ) -> DepthProfile:
-        recorder = Recorder(
+        recorder = MomentRecorder(
             self.flow,
             self.reduce,
             effective_rank=self.effective_rank,

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lit_resnorm.measures.moments import propagate, side_by_side, signal_and_noise
+from lit_resnorm.measures.copies.side_by_side import side_by_side
+from lit_resnorm.measures.moments import propagate, signal_and_noise
 from lit_resnorm.nets import Style, stacked_net
 
 NORMED = Style(norm="batch", eps=1e-3)

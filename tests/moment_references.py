@@ -1,4 +1,4 @@
-"""Moments of tensors whose axes are examples, positions and channels.
+"""References: moments of tensors whose axes are examples, positions and channels.
 
 B examples, C channels; E is the mean over examples and positions, over all ranks.
 Source, where none is named: Labatie (2019), arXiv 1811.03087, section 3.
