@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, random_split
 
 from lit_resnorm_callbacks import ActivationRateMonitor, StabilityProbe
-from lit_resnorm_callbacks.probe_batch import first_examples
+from lit_resnorm_callbacks.probe.batch import first_examples
 
 
 class Augmented(Dataset):

@@ -20,9 +20,9 @@ from lit_resnorm import modules
 from lit_resnorm.measures.fisher import fisher_spectrum
 from lit_resnorm.measures.passes.batches import network_output
 from lit_resnorm.measures.passes.untouched import identity
+from lit_resnorm.measures.rates import largest_rate
 from lit_resnorm_callbacks import Cadence, FIMEigenvalueProbe
 from lit_resnorm_callbacks.fim_eigenvalues import targets_of
-from lit_resnorm_callbacks.rates import largest_rate
 
 X, Y = vectors(40, seed=1).tensors
 

@@ -9,7 +9,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 
 from lit_resnorm.measures.passes.batches import joined
 from lit_resnorm_callbacks import ActivationRateMonitor, Cadence
-from lit_resnorm_callbacks.probe_batch import first_examples
+from lit_resnorm_callbacks.probe.batch import first_examples
 
 
 class Named(Dataset):

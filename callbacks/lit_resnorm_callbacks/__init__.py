@@ -1,10 +1,10 @@
 """Analysis callbacks for any PyTorch Lightning project."""
 
 from lit_resnorm_callbacks.activation_rate import ActivationRateMonitor
-from lit_resnorm_callbacks.base import Cadence, Probe
 from lit_resnorm_callbacks.fim_eigenvalues import FIMEigenvalueProbe
 from lit_resnorm_callbacks.moment_tracer import MomentTracer
-from lit_resnorm_callbacks.stability_probe import StabilityProbe
+from lit_resnorm_callbacks.probe.probe import Cadence, Probe
+from lit_resnorm_callbacks.stability.probe import StabilityProbe
 
 __all__ = [
     "ActivationRateMonitor",

@@ -13,7 +13,7 @@ from lit_resnorm.measures.activation import activation_rates, rectifier_sites
 from lit_resnorm.measures.passes.sites import Site
 from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm.quantities import Quantity
-from lit_resnorm_callbacks.base import Batch, Cadence, Probe
+from lit_resnorm_callbacks.probe.probe import Batch, Cadence, Probe
 
 
 class ActivationRateMonitor(Probe):
@@ -26,7 +26,7 @@ class ActivationRateMonitor(Probe):
         name: Prefix of the logged names.
         cadence: Optimizer steps between measurements.
         num_examples: Size of the probe batch, over all ranks.
-        **options: See :class:`~lit_resnorm_callbacks.base.Probe`.
+        **options: See :class:`~lit_resnorm_callbacks.probe.probe.Probe`.
     """
 
     section = "Activations"

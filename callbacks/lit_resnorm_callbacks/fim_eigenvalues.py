@@ -21,10 +21,10 @@ from lit_resnorm.measures.losses import LikelihoodOptions
 from lit_resnorm.measures.passes.batch_dim import as_given, targets_first
 from lit_resnorm.measures.passes.batches import num_rows, take_rows, targets_of
 from lit_resnorm.measures.passes.untouched import Reduce, identity, untouched
+from lit_resnorm.measures.rates import largest_rate
 from lit_resnorm.quantities import Quantity
-from lit_resnorm_callbacks.base import Batch, Cadence, Probe
-from lit_resnorm_callbacks.rates import largest_rate
-from lit_resnorm_callbacks.training_loss import NotComparableError, trained_loss
+from lit_resnorm_callbacks.probe.probe import Batch, Cadence, Probe
+from lit_resnorm_callbacks.probe.training_loss import NotComparableError, trained_loss
 
 _COMPARED = 8
 """Examples on which the likelihood is compared with the training loss."""
@@ -66,7 +66,7 @@ class FIMEigenvalueProbe(Probe):
         target_fn: Takes a batch, returns its labels; default: a tuple's second element,
             a dict's `labels`, `label`, `targets`, `target` or `y`.
         memory: Bytes that gradients may take; a quarter is tried when memory runs out.
-        **options: See :class:`~lit_resnorm_callbacks.base.Probe`.
+        **options: See :class:`~lit_resnorm_callbacks.probe.probe.Probe`.
 
     Raises:
         ValueError: If an option can't be right; at the start of the fit, if the module

@@ -25,7 +25,7 @@ from lit_resnorm.measures.passes.flow import Flow
 from lit_resnorm.measures.passes.sites import Site
 from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm.quantities import PATHOLOGIES, Quantity
-from lit_resnorm_callbacks.base import Batch, Cadence, Probe
+from lit_resnorm_callbacks.probe.probe import Batch, Cadence, Probe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ class MomentTracer(Probe):
         num_directions: Noises an example.
         effective_rank: Whether to measure effective ranks, which cost most.
         seed: Of the noise.
-        **options: See :class:`~lit_resnorm_callbacks.base.Probe`.
+        **options: See :class:`~lit_resnorm_callbacks.probe.probe.Probe`.
 
     Raises:
         ValueError: If an option can't be right.

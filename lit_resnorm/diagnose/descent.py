@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from lit_resnorm.measures.passes.untouched import untouched
-from lit_resnorm_callbacks.rates import rate_bound
+from lit_resnorm.measures.rates import rate_bound
 
 _PEAKS = ("lr", "initial_lr", "max_lr")
 """A schedule that warms up begins below the rate that it was given."""

@@ -31,7 +31,7 @@ from lit_resnorm.measures.passes.batches import (
 )
 from lit_resnorm.measures.passes.lazy_layers import initialise
 from lit_resnorm.measures.passes.untouched import untouched
-from lit_resnorm_callbacks.probe_batch import first_examples
+from lit_resnorm_callbacks.probe.batch import first_examples
 
 _ORDER = {"pathology": 0, "warning": 1, "note": 2}
 

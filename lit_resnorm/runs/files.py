@@ -43,6 +43,14 @@ FORMER_PATHS = {
         )
         for name in ("network_output", "targets_of")
     },
+    **{
+        f"lit_resnorm_callbacks.{module}": f"lit_resnorm_callbacks.{name}"
+        for module, name in (
+            ("base.Cadence", "Cadence"),
+            ("cadence.Cadence", "Cadence"),
+            ("stability_probe.StabilityProbe", "StabilityProbe"),
+        )
+    },
 }
 """What configs of earlier versions name, and where it is now."""
 RESUMED = "resumed_from_step"

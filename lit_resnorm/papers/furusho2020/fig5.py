@@ -25,7 +25,7 @@ from lit_resnorm.papers.item import (
 from lit_resnorm.papers.summaries import means, where
 from lit_resnorm.papers.training import device, quiet
 from lit_resnorm_callbacks import StabilityProbe
-from lit_resnorm_callbacks.cadence import Cadence
+from lit_resnorm_callbacks.probe.cadence import Cadence
 
 __all__ = ["FIG5"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_resnorm.measures.copies.copies import Copies, trained_parameters
 from lit_resnorm.measures.copies.influence import influence_copies
 from lit_resnorm.measures.passes.untouched import Reduce
-from lit_resnorm_callbacks.left_out import LeftOut
+from lit_resnorm_callbacks.stability.left_out import LeftOut
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from torch import Tensor
 
 from lit_resnorm.quantities import Declared, find_declared
-from lit_resnorm_callbacks.records import DepthCurves, Table
+from lit_resnorm_callbacks.probe.records import DepthCurves, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
-from lit_resnorm_callbacks.collation import WatchedCollation
+from lit_resnorm_callbacks.stability.collation import WatchedCollation
 
 
 class BatchIndices:

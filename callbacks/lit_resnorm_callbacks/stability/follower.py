@@ -15,10 +15,10 @@ from lit_resnorm.measures.losses import Reduction
 from lit_resnorm.measures.passes.random_states import random_states_kept
 from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm.steps import steps_taken
-from lit_resnorm_callbacks.batch_indices import BatchIndices
-from lit_resnorm_callbacks.left_out import LeftOut
-from lit_resnorm_callbacks.ranks import OutOfMemoryError, measured_together
-from lit_resnorm_callbacks.twin_training import TwinTraining
+from lit_resnorm_callbacks.probe.ranks import OutOfMemoryError, measured_together
+from lit_resnorm_callbacks.stability.batch_indices import BatchIndices
+from lit_resnorm_callbacks.stability.left_out import LeftOut
+from lit_resnorm_callbacks.stability.training import TwinTraining
 
 
 class RunFollower:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_resnorm.measures.copies.copies import Copies, Losses
 from lit_resnorm.measures.copies.stability import Stability, losses_at, stability
 from lit_resnorm.measures.passes.untouched import Reduce
-from lit_resnorm_callbacks.left_out import LeftOut
+from lit_resnorm_callbacks.stability.left_out import LeftOut
 
 COLUMNS = ["removed", "first_step", "eps_hyp", "signed", "distance", "diverged"]
 

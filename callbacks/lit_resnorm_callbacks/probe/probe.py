@@ -28,25 +28,25 @@ from lit_resnorm.measures.passes.untouched import (
 )
 from lit_resnorm.quantities import Declared, Quantity, logs_section
 from lit_resnorm.steps import steps_taken, track_steps
-from lit_resnorm_callbacks.cadence import Cadence, is_dry_run
-from lit_resnorm_callbacks.counts import check_count
-from lit_resnorm_callbacks.destinations import (
+from lit_resnorm_callbacks.probe.batch import batch_source, fixed_batch
+from lit_resnorm_callbacks.probe.cadence import Cadence, is_dry_run
+from lit_resnorm_callbacks.probe.counts import check_count
+from lit_resnorm_callbacks.probe.fingerprints import fingerprint
+from lit_resnorm_callbacks.probe.guard import HOOKS, Guarded, entered
+from lit_resnorm_callbacks.probe.loggers import (
     send_charts,
     send_figures,
     send_quantities,
     send_values,
     to_host,
 )
-from lit_resnorm_callbacks.fingerprints import fingerprint
-from lit_resnorm_callbacks.guard import HOOKS, Guarded, entered
-from lit_resnorm_callbacks.probe_batch import batch_source, fixed_batch
-from lit_resnorm_callbacks.ranks import (
+from lit_resnorm_callbacks.probe.ranks import (
     NothingSmallerError,
     OutOfMemoryError,
     measured_together,
 )
-from lit_resnorm_callbacks.records import Records
-from lit_resnorm_callbacks.strategies import buffers_of_rank_0, check_strategy
+from lit_resnorm_callbacks.probe.records import Records
+from lit_resnorm_callbacks.probe.strategies import buffers_of_rank_0, check_strategy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,8 +86,8 @@ class Probe(Guarded, ABC):
     A measurement that fails (or a value that is not finite) never ends a run: it is
     logged as NaN, with one warning that says why and `<name>/failed`; `strict` raises.
     The same holds for every other hook, of subclasses too, and for loggers that fail
-    (see :class:`~lit_resnorm_callbacks.guard.Guarded`). What can't be right is refused
-    before the first step.
+    (see :class:`~lit_resnorm_callbacks.probe.guard.Guarded`). What can't be right is
+    refused before the first step.
 
     Args:
         name: Prefix of the logged names; two probes of a kind need two names.

@@ -20,14 +20,14 @@ from lit_resnorm.measures.passes.batches import num_rows, take_rows, target_of
 from lit_resnorm.measures.passes.sites import Site
 from lit_resnorm.measures.passes.untouched import Reduce, untouched
 from lit_resnorm.quantities import Quantity
-from lit_resnorm_callbacks.base import Batch, Cadence, Probe
-from lit_resnorm_callbacks.counts import check_count
-from lit_resnorm_callbacks.destinations import TakesTables
-from lit_resnorm_callbacks.influence import Influence
-from lit_resnorm_callbacks.left_out import LeftOut, choose, drawn_instead
-from lit_resnorm_callbacks.run_follower import RunFollower
-from lit_resnorm_callbacks.twin_training import TwinTraining
-from lit_resnorm_callbacks.twin_values import COLUMNS, twin_values
+from lit_resnorm_callbacks.probe.counts import check_count
+from lit_resnorm_callbacks.probe.loggers import TakesTables
+from lit_resnorm_callbacks.probe.probe import Batch, Cadence, Probe
+from lit_resnorm_callbacks.stability.follower import RunFollower
+from lit_resnorm_callbacks.stability.influence import Influence
+from lit_resnorm_callbacks.stability.left_out import LeftOut, choose, drawn_instead
+from lit_resnorm_callbacks.stability.training import TwinTraining
+from lit_resnorm_callbacks.stability.values import COLUMNS, twin_values
 
 METHODS = ("twins", "influence")
 
@@ -67,7 +67,7 @@ class StabilityProbe(Probe):
         cadence: Optimizer steps between measurements; twins train at every step.
         num_examples: Size of the probe batch, over all ranks.
         memory: Bytes for activations of twins that run at once.
-        **options: See :class:`~lit_resnorm_callbacks.base.Probe`.
+        **options: See :class:`~lit_resnorm_callbacks.probe.probe.Probe`.
 
     Raises:
         ValueError: If an option can't be right.

@@ -25,9 +25,9 @@ from lit_resnorm.measures.losses import Reduction
 from lit_resnorm.measures.passes.batches import joined
 from lit_resnorm.measures.passes.random_states import RandomStates, random_states_kept
 from lit_resnorm.measures.passes.untouched import Reduce
-from lit_resnorm_callbacks.gradient_check import GradientCheck
-from lit_resnorm_callbacks.left_out import Hits
-from lit_resnorm_callbacks.shares import shares
+from lit_resnorm_callbacks.stability.gradient_check import GradientCheck
+from lit_resnorm_callbacks.stability.left_out import Hits
+from lit_resnorm_callbacks.stability.shares import shares
 
 
 class TwinTraining:

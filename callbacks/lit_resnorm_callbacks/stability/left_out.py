@@ -18,7 +18,7 @@ from lit_resnorm.measures.passes.batches import (
     take_rows,
 )
 from lit_resnorm.measures.passes.untouched import Reduce
-from lit_resnorm_callbacks.probe_batch import fixed_batch
+from lit_resnorm_callbacks.probe.batch import fixed_batch
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from lit_resnorm_callbacks.counts import check_count
+from lit_resnorm_callbacks.probe.counts import check_count
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from lit_resnorm.measures.copies.twins import Share
 from lit_resnorm.measures.losses import Reduction
 from lit_resnorm.measures.passes.untouched import Reduce
-from lit_resnorm_callbacks.left_out import Hits
+from lit_resnorm_callbacks.stability.left_out import Hits
 
 
 def shares(

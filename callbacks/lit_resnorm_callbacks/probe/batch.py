@@ -18,7 +18,7 @@ from lit_resnorm.measures.passes.batch_dim import as_given, examples_first
 from lit_resnorm.measures.passes.batches import joined, num_rows, take_rows
 from lit_resnorm.measures.passes.kept_state import data_kept
 from lit_resnorm.measures.passes.untouched import Reduce, untouched
-from lit_resnorm_callbacks.ranks import measured_together
+from lit_resnorm_callbacks.probe.ranks import measured_together
 
 
 def fixed_batch(

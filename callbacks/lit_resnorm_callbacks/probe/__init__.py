@@ -1,0 +1,1 @@
+"""What every probe shares: when it measures, on what, on which ranks, and for whom."""
