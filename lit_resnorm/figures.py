@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lit_resnorm.quantities import Scale
+from lit_resnorm.quantities import AxisScale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ def by_depth(
     quantity: str,
     title: str = "",
     theory: Sequence[float] = (),
-    scale: Scale = "auto",
+    scale: AxisScale = "auto",
 ) -> Figure:
     """Return one picture of a quantity by depth: depth across, step as colour.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-Scale = Literal["auto", "linear", "log"]
+AxisScale = Literal["auto", "linear", "log"]
 Better = Literal["high", "low"] | None
 
 SITE = "<site>"
@@ -82,7 +82,7 @@ class Quantity:
     name: str
     title: str
     unit: str = ""
-    scale: Scale = "auto"
+    scale: AxisScale = "auto"
     better: Better = None
     headline: bool = False
     heading: str = ""

@@ -11,7 +11,7 @@ from judging import judged
 from lit_resnorm.modules import LitBNFeedForward, LitBNResNet, LitMLP
 from lit_resnorm.papers.furusho2020 import fig7
 from lit_resnorm.papers.furusho2020.fig1 import leave_one_out_losses, ridge
-from lit_resnorm.papers.furusho2020.fig7_verdict import growth
+from lit_resnorm.papers.furusho2020.fig7_verdict import fitted_growth
 from lit_resnorm.papers.furusho2020.fig8_verdict import boundaries
 from lit_resnorm.papers.furusho2020.source import build, num_blocks
 from lit_resnorm.papers.furusho_sep import states
@@ -108,8 +108,10 @@ def test_distance_ratio_of_two_lines_is_their_gap_over_their_spreads():
 
 def test_growth_finds_power_and_doublings():
     depths = [1, 2, 4, 8]
-    assert growth(depths, [d**0.5 for d in depths])["power"] == pytest.approx(0.5)
-    doublings = growth(depths, [2.0**d for d in depths])["doublings"]
+    assert fitted_growth(depths, [d**0.5 for d in depths])["power"] == pytest.approx(
+        0.5
+    )
+    doublings = fitted_growth(depths, [2.0**d for d in depths])["doublings"]
     assert doublings == pytest.approx(1)
 
 

@@ -13,7 +13,7 @@ from lit_resnorm.compare.recorded import Recorded, Series, code_of
 from lit_resnorm.compare.shipped import shipped_quantities
 from lit_resnorm.quantities import SITE, Better, Declared
 
-Cell = float | str | None
+TableCell = float | str | None
 
 _STAGES = {"test": "test", "val": "val", "valid": "val", "validation": "val"}
 _QUANTITIES = {"acc": "accuracy", "accuracy": "accuracy", "loss": "loss"}
@@ -35,7 +35,7 @@ class Column:
     title: str
     better: Better
     digits: int
-    cells: list[Cell]
+    cells: list[TableCell]
 
 
 def columns_of(runs: Sequence[Recorded], *, best: bool = False) -> list[Column]:
@@ -96,7 +96,7 @@ def _declared_columns(runs: Sequence[Recorded], *, best: bool) -> list[Column]:
     ]
 
 
-def _declared_cell(run: Recorded, wanted: Declared, *, best: bool) -> Cell:
+def _declared_cell(run: Recorded, wanted: Declared, *, best: bool) -> TableCell:
     own = [one for one in run.quantities.values() if one.identity == wanted.identity]
     for one in own or [wanted]:
         quantity = one.quantity
@@ -133,7 +133,7 @@ def _config(key: str, title: str, runs: Sequence[Recorded]) -> Column:
     return Column(key, title, None, 4, [_cell(run.config.get(key)) for run in runs])
 
 
-def _cell(value: Any) -> Cell:
+def _cell(value: Any) -> TableCell:
     if value is None or isinstance(value, str):
         return value
     return float(value) if isinstance(value, float) else value
@@ -148,7 +148,7 @@ def _measured(
         for stage in ("test", "val")
     }
     stage = max(series, key=lambda s: sum(one is not None for one in series[s]))
-    cells: list[Cell] = [
+    cells: list[TableCell] = [
         None if one is None else _shown(one, better if best else None)
         for one in series[stage]
     ]
@@ -177,7 +177,9 @@ def stage_series(run: Recorded, stage: str, quantity: str) -> Series | None:
 def _gap(runs: Sequence[Recorded], better: Better) -> Column:
     key = "generalization_gap"
     found = [run.series.get(key) for run in runs]
-    cells: list[Cell] = [None if one is None else _shown(one, better) for one in found]
+    cells: list[TableCell] = [
+        None if one is None else _shown(one, better) for one in found
+    ]
     return Column(key, "best gap" if better else "gap", better, 4, cells)
 
 

@@ -14,7 +14,7 @@ _ADDED = ("epoch", "step", "dataloader", "idx")
 _OTHER_STAGES = {"val", "valid", "validation", "test", "eval"}
 
 
-def has_diverged(run: Recorded) -> bool:
+def run_has_diverged(run: Recorded) -> bool:
     """Say whether a run says so, or a loss of its isn't finite at the end."""
     return run.status == "diverged" or broken_loss(run) is not None
 

@@ -13,14 +13,14 @@ from typing import Literal
 import numpy as np
 
 from lit_resnorm.compare.columns import stage_series, told
-from lit_resnorm.compare.divergence import broken_loss, has_diverged, training_loss
+from lit_resnorm.compare.divergence import broken_loss, run_has_diverged, training_loss
 from lit_resnorm.compare.recorded import Recorded, Series
 
 LABATIE = "Labatie 2019, arXiv 1811.03087"
 FURUSHO = "Furusho & Ikeda 2020, doi 10.1017/ATSIP.2020.7"
 STABILITY = "Bousquet & Elisseeff 2002, JMLR 2"
 
-DEAD = 0.5
+DEAD_IN_TRAINING = 0.5
 """Share of dead units in a layer from which on it is named."""
 
 OVERFIT = 0.5
@@ -32,7 +32,7 @@ SATURATED = 1e-8
 
 
 @dataclass(frozen=True)
-class Finding:
+class RunFinding:
     """One plain sentence about a run.
 
     Attributes:
@@ -48,10 +48,10 @@ class Finding:
     source: str
 
 
-def findings_of(runs: Sequence[Recorded]) -> list[Finding]:
+def findings_of(runs: Sequence[Recorded]) -> list[RunFinding]:
     """Return what the runs show, the worst first."""
     found = [
-        Finding(place, severity, f"{text[0].upper()}{text[1:]}.", source)
+        RunFinding(place, severity, f"{text[0].upper()}{text[1:]}.", source)
         for place, run in enumerate(runs)
         for judge in _JUDGES
         for severity, text, source in judge(run)
@@ -85,7 +85,7 @@ def _ending(run: Recorded) -> _Said:
 
 def _learning(run: Recorded) -> _Said:
     accuracy = _poor_accuracy(run)
-    if accuracy is not None and not has_diverged(run):
+    if accuracy is not None and not run_has_diverged(run):
         guess = 1 / run.config["model.num_classes"]
         text = (
             f"learned little: validation accuracy {accuracy:.3g}, a guess {guess:.3g}"
@@ -174,7 +174,7 @@ def _rate_of(run: Recorded, probe: str, series: Series) -> _Said:
         numbers = f": {_at(rate, step):.3g} against {_at(bound, step):.3g}"
     if ratio > 1:
         text = f"learning rate {ratio:.3g} times its bound at step {step}{numbers}"
-        bad = has_diverged(run) or _poor_accuracy(run) is not None
+        bad = run_has_diverged(run) or _poor_accuracy(run) is not None
         yield "bad" if bad else "warn", text, FURUSHO
     elif not _is_saturated(run, probe):
         text = f"learning rate below its bound throughout (at most {ratio:.3g} of it)"
@@ -212,8 +212,8 @@ def _dead(run: Recorded) -> _Said:
 def _dead_of(sites: Mapping[str, Series]) -> _Said:
     last = {site: float(one.value[-1]) for site, one in sites.items()}
     worst = max(last, key=lambda site: np.nan_to_num(last[site], nan=-1.0))
-    if last[worst] >= DEAD:
-        above = sum(share >= DEAD for share in last.values())
+    if last[worst] >= DEAD_IN_TRAINING:
+        above = sum(share >= DEAD_IN_TRAINING for share in last.values())
         text = (
             f"dead units: {above} of {len(last)} layers have half or more of theirs"
             f" dead at the end ({last[worst]:.0%} at {worst})"

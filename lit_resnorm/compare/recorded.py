@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from lit_resnorm.compare.shipped import shipped_quantities
 from lit_resnorm.quantities import Code, Declared, find_declared
-from lit_resnorm.runs.files import SITE, check_summary
+from lit_resnorm.runs.files import SITE_KEY, check_summary
 from lit_resnorm.runs.json_lines import NOT_FINITE
 
-Kind = Literal["directory", "offline", "online", "csv"]
+RunKind = Literal["directory", "offline", "online", "csv"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Recorded:
 
     name: str
     source: str
-    kind: Kind
+    kind: RunKind
     status: str
     config: Mapping[str, Any]
     verdicts: Mapping[str, str] = field(default_factory=dict)
@@ -97,7 +97,7 @@ def series_of_rows(
     series: dict[str, Series] = {}
     depth: dict[str, dict[str, Series]] = {}
     for key in list(points):
-        match = SITE.fullmatch(key)
+        match = SITE_KEY.fullmatch(key)
         one = sorted_series(*points.pop(key))
         if match is None:
             series[key] = one
@@ -155,7 +155,7 @@ def recorded_of_rows(
     *,
     name: str,
     source: str,
-    kind: Kind,
+    kind: RunKind,
     config: Mapping[str, Any],
     summary: Mapping[str, Any],
     quantities: Mapping[str, Declared] | None = None,

@@ -16,7 +16,7 @@ from lit_resnorm.compare.csv_logs import (
     read_hparams,
 )
 from lit_resnorm.compare.online import ADDRESS, online_runs, recorded_online
-from lit_resnorm.compare.recorded import Kind, Recorded, recorded_of_rows
+from lit_resnorm.compare.recorded import Recorded, RunKind, recorded_of_rows
 from lit_resnorm.quantities import declared_quantities
 from lit_resnorm.runs.files import (
     CHECKPOINTS,
@@ -50,7 +50,7 @@ class _Place:
         folders: Its directories, the oldest first.
     """
 
-    kind: Kind
+    kind: RunKind
     path: Path
     run_id: str = ""
     folders: tuple[Path, ...] = ()

@@ -14,7 +14,7 @@ from lit_resnorm.diagnose.curvature import Tried, curvature_and_rates
 from lit_resnorm.diagnose.descent import Descent, descent_of
 from lit_resnorm.diagnose.report import Diagnosis, Finding, Status
 from lit_resnorm.diagnose.rows import depth_rows, profile_of_network
-from lit_resnorm.diagnose.subject import Forward, Progress, Subject, silent
+from lit_resnorm.diagnose.subject import Progress, Subject, silent
 from lit_resnorm.diagnose.verdicts import (
     DepthMeasurement,
     depth_findings,
@@ -24,6 +24,7 @@ from lit_resnorm.measures.losses import Loss, LossFn, loss_of
 from lit_resnorm.measures.moments import pathology
 from lit_resnorm.measures.passes.batch_dim import ExamplesFirst
 from lit_resnorm.measures.passes.batches import (
+    Forward,
     mapped,
     network_output,
     num_rows,

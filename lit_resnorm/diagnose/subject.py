@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from lit_resnorm.measures.losses import Loss
+from lit_resnorm.measures.passes.batches import Forward
 
-Forward = Callable[[nn.Module, Any], Any]
 Progress = Callable[[str, int, int], None]
 """Takes the stage, how much of it is done, and of how much."""
 

@@ -34,7 +34,7 @@ A plain net of ten layers, which trains, has lost as much; by Labatie's stored v
 its effective rank is 2.8 there and 1.7 at twenty layers.
 """
 
-DEAD = 0.9
+DEAD_AT_START = 0.9
 """Share of dead units from which a layer is dead.
 
 Where all examples lie on one ray half of the units of a layer are off for all of them.

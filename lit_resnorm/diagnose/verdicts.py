@@ -13,7 +13,7 @@ from lit_resnorm.diagnose.rate_trials import NUM_STEPS
 from lit_resnorm.diagnose.report import Curvature, DepthRow, Finding, StableRates, Trial
 from lit_resnorm.diagnose.trends import (
     COLLAPSED,
-    DEAD,
+    DEAD_AT_START,
     FAR,
     TELLING,
     Trend,
@@ -220,11 +220,12 @@ def _norms(measured: DepthMeasurement, what: str, found: Trend) -> list[Finding]
 
 
 def _dead(rows: Sequence[DepthRow]) -> list[Finding]:
-    dead = [row for row in rows if row.dead is not None and row.dead >= DEAD]
+    dead = [row for row in rows if row.dead is not None and row.dead >= DEAD_AT_START]
     if not dead:
         return []
     names = ", ".join(row.site for row in dead[:3]) + (", ..." if dead[3:] else "")
-    words = f"dead layers: {len(dead)} have {DEAD:.0%} of their units or more off for"
+    share = f"{DEAD_AT_START:.0%}"
+    words = f"dead layers: {len(dead)} have {share} of their units or more off for"
     return [
         Finding(
             "dead_layers",

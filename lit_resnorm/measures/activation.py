@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_resnorm.measures.passes.batches import occupied, take_rows
-from lit_resnorm.measures.passes.forward_walk import ACTIVATIONS
+from lit_resnorm.measures.passes.forward_walk import ACTIVATION_NAMES
 from lit_resnorm.measures.passes.sites import (
     Site,
     Visitor,
@@ -26,7 +26,7 @@ from lit_resnorm.measures.passes.untouched import Reduce, identity, untouched
 
 # Activations that let positive preactivations through and damp negative ones: only
 # there does a sign say whether a unit is on.
-RECTIFIERS = ACTIVATIONS - {
+RECTIFIERS = ACTIVATION_NAMES - {
     "hardsigmoid",
     "hardtanh",
     "logsigmoid",

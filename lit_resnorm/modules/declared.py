@@ -7,10 +7,10 @@ import linecache
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["Declared"]
+__all__ = ["DeclaredVariant"]
 
 
-class Declared:
+class DeclaredVariant:
     """Lets a subclass fix options of its base and give others new defaults.
 
     `class Wide(Base, fixed={"depth": 2}, defaults={"width": 512})` has an `__init__`

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_resnorm.modules.classifier import LitClassifier
-from lit_resnorm.modules.declared import Declared
+from lit_resnorm.modules.declared import DeclaredVariant
 from lit_resnorm.modules.depth_theory import DepthTheory, stack_theory
 from lit_resnorm.nets import stacked_net
 from lit_resnorm.nets.layers import Style
@@ -18,7 +18,7 @@ IN_SHAPE: Shape = (1, 8, 8)
 NUM_CLASSES = 10
 
 
-class LitStack(Declared, LitClassifier):
+class LitStack(DeclaredVariant, LitClassifier):
     """Blocks of one width, fully connected or convolutional; all switches open.
 
     Args:
@@ -137,7 +137,7 @@ class LitStack(Declared, LitClassifier):
             )
 
 
-class LitStaged(Declared, LitClassifier):
+class LitStaged(DeclaredVariant, LitClassifier):
     """Convolutional pre-activation blocks in stages; all switches open.
 
     Args:

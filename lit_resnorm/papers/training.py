@@ -18,7 +18,7 @@ from lit_resnorm.data import DataModule
 from lit_resnorm.measures.passes.untouched import untouched
 from lit_resnorm.modules import LitClassifier
 
-__all__ = ["Losses", "device", "examples", "fit_full_batch", "quiet"]
+__all__ = ["LossCurves", "device", "examples", "fit_full_batch", "quiet"]
 
 
 def device(settings: Mapping[str, Any]) -> torch.device:
@@ -106,7 +106,7 @@ class _Repeated(Dataset[tuple[Tensor, Tensor]]):
         return self.batch
 
 
-class Losses(Callback):
+class LossCurves(Callback):
     """Notes training losses, and test losses in eval mode, along a fit.
 
     Args:

@@ -32,7 +32,7 @@ FIGURES = "figures"
 CHECKPOINTS = "checkpoints"
 RUN_DIR = "LIT_RESNORM_RUN_DIR"
 """Tells the processes that Lightning starts for DDP which directory rank 0 made."""
-SITE = re.compile(r"(?P<quantity>.+?)/(?P<site>\d{3,}\..+)")
+SITE_KEY = re.compile(r"(?P<quantity>.+?)/(?P<site>\d{3,}\..+)")
 """A key `<probe>/<quantity>/<site>`."""
 FORMER_PATHS = {
     "lit_resnorm.sampling.StepSeed": "lit_resnorm.data.StepSeed",

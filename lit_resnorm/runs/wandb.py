@@ -11,7 +11,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 
-from lit_resnorm.runs.files import RESUMED, SITE
+from lit_resnorm.runs.files import RESUMED, SITE_KEY
 from lit_resnorm.runs.history import RunHistory
 from lit_resnorm.runs.steps import StepCount, run_status
 from lit_resnorm.steps import checkpoint_steps
@@ -73,7 +73,7 @@ class WandbHistory(WandbLogger):
         super().log_metrics(metrics, step)
 
     def _define(self, key: str) -> None:
-        if key == "epoch" or SITE.fullmatch(key):
+        if key == "epoch" or SITE_KEY.fullmatch(key):
             return
         options = {"step_metric": _STEP, "summary": "min,max,last"}
         self.experiment.define_metric(key, **options)

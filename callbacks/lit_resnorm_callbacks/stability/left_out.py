@@ -134,7 +134,7 @@ class LeftOut:
         )
 
 
-def choose(
+def choose_removed(
     num: int, removed: list[int] | None, seed: int, size: int, name: str
 ) -> list[int]:
     """Return the indices of the examples to leave out of a training set.

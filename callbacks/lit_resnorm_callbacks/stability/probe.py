@@ -25,7 +25,11 @@ from lit_resnorm_callbacks.probe.loggers import TakesTables
 from lit_resnorm_callbacks.probe.probe import Batch, Cadence, Probe
 from lit_resnorm_callbacks.stability.follower import RunFollower
 from lit_resnorm_callbacks.stability.influence import Influence
-from lit_resnorm_callbacks.stability.left_out import LeftOut, choose, drawn_instead
+from lit_resnorm_callbacks.stability.left_out import (
+    LeftOut,
+    choose_removed,
+    drawn_instead,
+)
 from lit_resnorm_callbacks.stability.training import TwinTraining
 from lit_resnorm_callbacks.stability.values import COLUMNS, twin_values
 
@@ -282,7 +286,9 @@ class StabilityProbe(Probe):
                 " checkpoint holds no twins: they begin here, as the run is now"
             )
         size = self._follower.indices.num_examples(trainer)
-        removed = choose(self.num_twins, self.removed, self.seed, size, self.name)
+        removed = choose_removed(
+            self.num_twins, self.removed, self.seed, size, self.name
+        )
         self._left_out = LeftOut(removed)
         self._copies = None
         if self.method == "twins":

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from lit_resnorm.measures.copies.copies import Copies, ModelFunction
 from lit_resnorm.measures.passes.batches import num_rows, occupied, take_rows
 from lit_resnorm.measures.passes.untouched import Reduce, identity, untouched
-
-Matvec = Callable[[Tensor], Tensor]
+from lit_resnorm.measures.spectra import Matvec
 
 
 def influence_copies(

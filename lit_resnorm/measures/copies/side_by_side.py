@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-Layer = TypeVar("Layer", bound=nn.Module)
+_Layer = TypeVar("_Layer", bound=nn.Module)
 Norm = nn.modules.batchnorm._BatchNorm
 
 
@@ -112,7 +112,7 @@ def _join_group_norm(layers: Sequence[nn.GroupNorm]) -> nn.Module:
     return joined
 
 
-def _concatenated(layers: Sequence[Layer]) -> Layer:
+def _concatenated(layers: Sequence[_Layer]) -> _Layer:
     joined = copy.deepcopy(layers[0])
     for name in [*joined._parameters, *joined._buffers]:
         parts = [getattr(layer, name) for layer in layers]

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_resnorm.measures.fisher.options import Forward
-from lit_resnorm.measures.passes.batches import mapped, take_rows
+from lit_resnorm.measures.passes.batches import Forward, mapped, take_rows
 from lit_resnorm.measures.passes.forward_walk import refuse_torchscript
 from lit_resnorm.measures.passes.functional_calls import with_weights
 

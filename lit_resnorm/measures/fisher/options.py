@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from lit_resnorm.measures.fisher.head import check_output
+from lit_resnorm.measures.passes.batches import Forward
 from lit_resnorm.measures.passes.untouched import Reduce, check_norm_mode, identity
-
-Forward = Callable[[nn.Module, Any], Tensor]
-"""How the model is applied to a batch: `(model, x) -> output`."""
 
 # "auto" decomposes a Gram matrix of up to this many rows: seconds.
 _DECOMPOSED_AUTOMATICALLY = 4096

@@ -143,7 +143,7 @@ class ExampleLosses:
         return _over_positions(weights)
 
 
-def example_losses(module: nn.Module, loss_fn: LossFn | None = None) -> LossFn:
+def losses_of_examples(module: nn.Module, loss_fn: LossFn | None = None) -> LossFn:
     """Return what gives the losses of examples.
 
     In this order: `loss_fn`, the module's own `losses`, torch's loss that the module
@@ -176,9 +176,9 @@ def reduction_of(
         module: The module.
         target: The batch's target.
         num: Number of its examples.
-        loss_fn: As for `example_losses`; its own losses are averaged.
+        loss_fn: As for `losses_of_examples`; its own losses are averaged.
     """
-    losses = example_losses(module, loss_fn)
+    losses = losses_of_examples(module, loss_fn)
     if losses is _usual_losses:
         losses = ExampleLosses(nn.CrossEntropyLoss())
     if isinstance(losses, ExampleLosses) and isinstance(target, Tensor):
@@ -193,7 +193,7 @@ def losses_of(
     loss_fn: LossFn | None,
     target: Any = None,
 ) -> Tensor:
-    """Return the loss of each example, shape `(B,)`, by `example_losses`.
+    """Return the loss of each example, shape `(B,)`, by `losses_of_examples`.
 
     Losses of several positions of an example are averaged.
 
@@ -214,7 +214,7 @@ def losses_of(
             f"a batch that is a {type(batch).__name__} {holds} has no target: a pair's"
             f" second element, or one of {', '.join(LABELS)}; else give target_fn"
         )
-    losses = example_losses(module, loss_fn)(output, target)
+    losses = losses_of_examples(module, loss_fn)(output, target)
     return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,11 @@ from lit_resnorm.measures.moments.noise import (
 from lit_resnorm.measures.moments.noise_input import NoiseSource
 from lit_resnorm.measures.moments.profile import DepthProfile, profile_of
 from lit_resnorm.measures.moments.recorder import MomentRecorder
-from lit_resnorm.measures.passes.batches import occupied, take_rows
+from lit_resnorm.measures.passes.batches import Forward, occupied, take_rows
 from lit_resnorm.measures.passes.flow import Flow, follow
 from lit_resnorm.measures.passes.sites import Site, select, visiting
 from lit_resnorm.measures.passes.tracing import trace
 from lit_resnorm.measures.passes.untouched import Reduce, identity, untouched
-
-Forward = Callable[[nn.Module, Any], Any]
 
 # Powers beyond which float32 is near its end: the pass is made again in float64.
 _LEAST, _MOST = 1e-60, 1e60

@@ -15,6 +15,7 @@ from torch._C._functorch import is_batchedtensor
 from torch.nn import functional as F
 
 Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over ranks and returns a new one; all ranks call it equally often."""
 
 _HALF = (torch.half, torch.bfloat16)
 

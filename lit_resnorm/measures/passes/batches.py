@@ -23,6 +23,9 @@ from torch.utils import _pytree as pytree
 LABELS = ("labels", "label", "targets", "target", "y")
 """Names under which a batch holds the labels."""
 
+Forward = Callable[[nn.Module, Any], Any]
+"""How a model is applied to a batch: `(model, x) -> output`."""
+
 
 def mapped(function: Callable[[Any], Any], batch: Any) -> Any:
     """Return the batch with a function's value in the place of each leaf."""

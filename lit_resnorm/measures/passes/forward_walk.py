@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 # Elementwise activations by the names of their functions, in-place forms and
 # underscores aside; torch's modules have the same names.
-ACTIVATIONS = frozenset(
+ACTIVATION_NAMES = frozenset(
     [
         "relu",
         "relu6",
@@ -115,7 +115,7 @@ class Walk(TorchFunctionMode, ABC):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         op = name.removesuffix("_").replace("_", "")
-        if op in ACTIVATIONS or (name in _ADDITIONS and _adds_tensors(args)):
+        if op in ACTIVATION_NAMES or (name in _ADDITIONS and _adds_tensors(args)):
             self.entry += 1
             return self.applied(self.entry, op, func, args, kwargs)
         return self.passed(name, func, args, kwargs)

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from lit_resnorm.measures.passes.forward_walk import Walk
 
-Kind = Literal["activation", "norm", "addition", "module"]
+SiteKind = Literal["activation", "norm", "addition", "module"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Site:
     """
 
     name: str
-    kind: Kind
+    kind: SiteKind
     op: str
     channel_dim: int
     entry: int
@@ -78,7 +78,7 @@ def select(
     sites: Iterable[Site],
     pattern: str = "",
     *,
-    kinds: Sequence[Kind] = (),
+    kinds: Sequence[SiteKind] = (),
     ops: Iterable[str] = (),
 ) -> tuple[Site, ...]:
     """Return the sites whose name matches, of the given kinds and operations.

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules import activation as activation_modules
 from torch.utils import _pytree as pytree
 
-from lit_resnorm.measures.passes.forward_walk import ACTIVATIONS, Walk
-from lit_resnorm.measures.passes.sites import Kind, Site, first_tensor
+from lit_resnorm.measures.passes.forward_walk import ACTIVATION_NAMES, Walk
+from lit_resnorm.measures.passes.sites import Site, SiteKind, first_tensor
 
-NORMS = (
+NORM_MODULES = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.instancenorm._InstanceNorm,
     nn.LayerNorm,
@@ -213,14 +213,14 @@ def _is_activation(module: nn.Module | None) -> bool:
     return (
         module is not None
         and type(module).__module__ == activation_modules.__name__
-        and type(module).__name__.lower() in ACTIVATIONS
+        and type(module).__name__.lower() in ACTIVATION_NAMES
     )
 
 
-def _module_kind(module: nn.Module, op: str) -> Kind:
-    if _is_activation(module) or op in ACTIVATIONS:
+def _module_kind(module: nn.Module, op: str) -> SiteKind:
+    if _is_activation(module) or op in ACTIVATION_NAMES:
         return "activation"
-    return "norm" if isinstance(module, NORMS) else "module"
+    return "norm" if isinstance(module, NORM_MODULES) else "module"
 
 
 def _channel_dim_after(name: str, inherited: int | None) -> int | None:

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from lit_resnorm.measures.passes.batch_norms import (
     BATCH_NORMS,
     NormCall,
+    Reduce,
     batch_statistics,
     over_rows,
 )
@@ -27,9 +28,6 @@ from lit_resnorm.measures.passes.kept_state import state_kept
 from lit_resnorm.measures.passes.lazy_layers import check_initialised
 from lit_resnorm.measures.passes.parameter_writes import parameters_kept
 from lit_resnorm.measures.passes.random_states import random_states_kept
-
-Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over ranks and returns a new one; all ranks call it equally often."""
 
 NormMode = Literal["frozen", "eval", "train"]
 

@@ -20,7 +20,7 @@ from lit_resnorm.papers.item import (
     ordered,
 )
 from lit_resnorm.papers.summaries import band, curve, means, where
-from lit_resnorm.papers.training import Losses, fit_full_batch
+from lit_resnorm.papers.training import LossCurves, fit_full_batch
 
 __all__ = ["FIG4"]
 
@@ -30,7 +30,7 @@ def run(settings: Settings, cell: Cell, seed: int) -> list[Row]:
     key = cell_seed(seed, "digits", cell["draw"])
     x, y, x_test, y_test = digits(settings, key)
     module = net(settings, cell["variant"], cell["draw"], seed)
-    losses = Losses(x_test, y_test, every=settings["every"])
+    losses = LossCurves(x_test, y_test, every=settings["every"])
     fit_full_batch(module, x, y, settings["num_steps"] + 1, callbacks=[losses])
     return losses.rows
 

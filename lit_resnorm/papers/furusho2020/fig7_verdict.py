@@ -15,7 +15,7 @@ from lit_resnorm.papers.drawing import STYLES, legend, measured, panels, theory
 from lit_resnorm.papers.item import Check, Settings, between, near
 from lit_resnorm.papers.summaries import where
 
-__all__ = ["VARIANTS", "checks", "figure", "growth"]
+__all__ = ["VARIANTS", "checks", "figure", "fitted_growth"]
 
 VARIANTS = ("mlp", "res2", "res2_bn")
 
@@ -26,7 +26,7 @@ def _statistics(curves: pd.DataFrame) -> pd.DataFrame:
     return cast(pd.DataFrame, drawn[["mean", "max"]].agg(["mean", "sem"]))
 
 
-def growth(depths: list[int], values: list[float]) -> dict[str, float]:
+def fitted_growth(depths: list[int], values: list[float]) -> dict[str, float]:
     """Return the exponent of a power law, and the doublings a block, fitted to logs."""
     logs = np.log(values)
     power = np.polyfit(np.log(depths), logs, 1)[0]
@@ -60,7 +60,7 @@ def checks(curves: pd.DataFrame, settings: Settings) -> list[Check]:
     depths = list(settings["depths"])
     for variant in VARIANTS:
         means = [float(drawn.loc[(variant, d), ("mean", "mean")]) for d in depths]
-        fitted = growth(depths, means)
+        fitted = fitted_growth(depths, means)
         found.append(_growth_check(variant, fitted))
     return [*found, *_averaged_checks(curves)]
 

@@ -14,12 +14,12 @@ from lit_resnorm.papers.contents import said_of
 from lit_resnorm.papers.furusho2020.fig8_verdict import VARIANTS, checks, figure
 from lit_resnorm.papers.furusho2020.source import build
 from lit_resnorm.papers.item import Cell, Item, Row, Settings, cell_seed, grid
-from lit_resnorm.papers.training import Losses, device, examples, fit_full_batch
+from lit_resnorm.papers.training import LossCurves, device, examples, fit_full_batch
 
 __all__ = ["FIG8"]
 
 
-def regression(settings: Settings, seed: int) -> tuple[Tensor, Tensor]:
+def wide_regression(settings: Settings, seed: int) -> tuple[Tensor, Tensor]:
     """Return inputs of `width` features and targets of one output."""
     num, width = settings["num_examples"], settings["width"]
     if settings["data"] == "MNIST":
@@ -39,7 +39,7 @@ def regression(settings: Settings, seed: int) -> tuple[Tensor, Tensor]:
     return examples(data, "train")
 
 
-def net(
+def net_at_rate(
     settings: Settings, cell: Cell, in_shape: tuple[int, ...], rate: float, seed: int
 ) -> LitClassifier:
     """Return the net of a cell, which descends at `rate`."""
@@ -61,9 +61,9 @@ def run(settings: Settings, cell: Cell, seed: int) -> list[Row]:
 
     Rates are powers of sqrt 2 around the bound 2 / lambda_max of the very net.
     """
-    x, y = regression(settings, cell_seed(seed, "data", cell["draw"]))
+    x, y = wide_regression(settings, cell_seed(seed, "data", cell["draw"]))
     place, shape = device(settings), tuple(x.shape[1:])
-    module = net(settings, cell, shape, 1.0, seed).to(place)
+    module = net_at_rate(settings, cell, shape, 1.0, seed).to(place)
     spectrum = fisher_spectrum(
         module, x.to(place), output="gaussian", num_eigenvalues=1
     )
@@ -71,8 +71,8 @@ def run(settings: Settings, cell: Cell, seed: int) -> list[Row]:
     rows = []
     for power in range(-settings["below"], settings["above"] + 1):
         rate = bound * 2.0 ** (power / 2)
-        module = net(settings, cell, shape, rate, seed)
-        losses = Losses()
+        module = net_at_rate(settings, cell, shape, rate, seed)
+        losses = LossCurves()
         fit_full_batch(
             module,
             x,

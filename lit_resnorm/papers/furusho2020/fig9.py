@@ -25,7 +25,7 @@ from lit_resnorm.papers.item import (
     ordered,
 )
 from lit_resnorm.papers.summaries import band, curve, means, where
-from lit_resnorm.papers.training import Losses, fit_full_batch
+from lit_resnorm.papers.training import LossCurves, fit_full_batch
 
 __all__ = ["FIG9"]
 
@@ -50,7 +50,7 @@ def run(settings: Settings, cell: Cell, seed: int) -> list[Row]:
     )
     spectrum = fisher_spectrum(module, x, output="gaussian", num_eigenvalues=1)
     rates.append(settings["share_of_bound"] * spectrum.rate_bound)
-    losses = Losses(every=settings["every"])
+    losses = LossCurves(every=settings["every"])
     fit_full_batch(module, x, y, settings["num_steps"] + 1, callbacks=[losses])
     return [{**row, "rate": rates[0]} for row in losses.rows]
 

@@ -27,7 +27,7 @@ from lit_resnorm.papers.item import (
     grid,
 )
 from lit_resnorm.papers.summaries import band, curve, means, where
-from lit_resnorm.papers.training import Losses, fit_full_batch
+from lit_resnorm.papers.training import LossCurves, fit_full_batch
 from lit_resnorm.theory import least_squares_loss
 
 __all__ = ["TABLE2"]
@@ -38,7 +38,7 @@ def run(settings: Settings, cell: Cell, seed: int) -> list[Row]:
     key = cell_seed(seed, "linear", cell["seed"])
     x_ND, y_ND = regression(settings, key)
     net = linear_blocks(cell["variant"], settings, cell["gain"], key)
-    losses = Losses(every=settings["every"])
+    losses = LossCurves(every=settings["every"])
     start = log_mu(cell["variant"], net, x_ND) / LOG10
     fit_full_batch(
         classifier(net, "Adam", settings["lr"]),
