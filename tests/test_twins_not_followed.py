@@ -4,9 +4,17 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from small import quiet_trainer
 from torch import nn
-from twin_runs import REMOVED, Net, batches, fit, made
+from torch.utils.data import DataLoader
+from twin_runs import REMOVED, Net, batches, data, fit, largest_difference, made
 
 from lit_resnorm_callbacks import StabilityProbe
 
@@ -139,3 +147,110 @@ def test_a_loss_that_changes_with_the_epoch_ends_the_twins():
             [StabilityProbe(removed=REMOVED)],
             max_epochs=2,
         )
+
+
+class Hook(Net):
+    """Changes batches on their way to the step."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return self.changed(*batch) if self.training else batch
+
+
+class Mixed(Hook):
+    """Mixup: each row has a share of another, drawn by torch."""
+
+    def changed(self, x, y):
+        share = torch.rand(())
+        return share * x + (1 - share) * x[torch.randperm(len(x))], y
+
+
+class Sorted(Hook):
+    def changed(self, x, y):
+        order = x[:, 0].argsort()
+        return x[order], y[order]
+
+
+class Reversed(Hook):
+    def changed(self, x, y):
+        return x.flip(0), y.flip(0)
+
+
+class Centred(Hook):
+    """Statistics of the batch."""
+
+    def changed(self, x, y):
+        return x - x.mean(0), y
+
+
+class MixedBefore(Mixed):
+    on_before_batch_transfer = Hook.on_after_batch_transfer
+    on_after_batch_transfer = Net.on_after_batch_transfer
+
+
+@pytest.mark.parametrize("kind", [Mixed, Sorted, Reversed, Centred, MixedBefore])
+def test_hooks_that_mix_or_reorder_rows_are_refused(kind):
+    with pytest.raises(ValueError, match=r"stability: on_\w+_batch_transfer mixes"):
+        fit(made(kind)(), batches(8), [StabilityProbe(removed=REMOVED)])
+
+
+class Noised(Hook):
+    """Each row is changed by itself; the hook counts, and has a generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.num, self.generator = 0, torch.Generator().manual_seed(0)
+
+    def changed(self, x, y):
+        self.num += 1
+        noise = torch.randn(x.shape, generator=self.generator, dtype=x.dtype)
+        return x.mul_(2) + 0.1 * noise + 0.1 * torch.randn_like(x), y
+
+
+def test_hooks_that_change_rows_by_themselves_are_followed_and_left_alone():
+    names = ("stability", "another")
+    probes = [StabilityProbe(removed=REMOVED, strict=True, name=n) for n in names]
+    probed = made(Noised)()
+    trainer = fit(probed, batches(20), probes)
+    assert trainer.callback_metrics["stability/distance"] > 0
+    bare = made(Noised)()
+    fit(bare, batches(20))
+    assert largest_difference(probed.state_dict(), bare.state_dict()) == 0
+    assert probed.num == bare.num == 20
+    assert "on_after_batch_transfer" not in vars(probed)
+
+
+class MixingData(LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(data(), 8)
+
+    def val_dataloader(self):
+        return DataLoader(data(20), 20)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        x, y = batch
+        return 0.7 * x + 0.3 * x.roll(1, 0), y
+
+
+def test_a_data_module_that_mixes_rows_is_refused():
+    trainer = quiet_trainer(callbacks=[StabilityProbe(removed=REMOVED)], max_epochs=1)
+    with pytest.raises(ValueError, match=r"stability: on_after_batch_transfer mixes"):
+        trainer.fit(made(Net)(), datamodule=MixingData())
+
+
+@pytest.mark.parametrize("kind", [WeightAveraging, EMAWeightAveraging])
+def test_averages_of_weights_are_refused_before_the_probe_and_followed_behind(kind):
+    probe = StabilityProbe(removed=REMOVED, cadence=5)
+    with pytest.raises(ValueError, match=rf"stability: {kind.__name__} .*move it"):
+        fit(made(Net)(), batches(8), [kind(), probe])
+    behind, alone = (StabilityProbe(removed=REMOVED, strict=True) for _ in range(2))
+    averaged = fit(made(Net)(), batches(8), [behind, kind()], max_epochs=2)
+    plain = fit(made(Net)(), batches(8), [alone], max_epochs=2)
+    for name in ("eps_hyp", "distance", "generalization_gap"):
+        key = f"stability/{name}"
+        assert averaged.callback_metrics[key] == plain.callback_metrics[key]
+    for k in range(len(REMOVED)):
+        states = (each.twin_state_dict(k) for each in (behind, alone))
+        trained = [
+            {n: state[n] for n, _ in made(Net)().named_parameters()} for state in states
+        ]
+        assert largest_difference(*trained) == 0

@@ -81,13 +81,26 @@ def rows_are_examples(collate: Collate, examples: list[Any]) -> bool:
     """
     before = RandomStates.now()
     whole = _rows(collate(copy.deepcopy(examples)), len(examples))
-    if not before.moved():
-        alone = [_rows(collate([copy.deepcopy(each)]), 1) for each in examples]
-        return all(
-            len(single) == len(whole)
-            and all(_same(x[r], y[0]) for x, y in zip(whole, single, strict=True))
-            for r, single in enumerate(alone)
-        )
+    if before.moved():
+        before.set()
+        return other_rows_stay(collate, examples)
+    alone = [_rows(collate([copy.deepcopy(each)]), 1) for each in examples]
+    return all(
+        len(single) == len(whole)
+        and all(_same(x[r], y[0]) for x, y in zip(whole, single, strict=True))
+        for r, single in enumerate(alone)
+    )
+
+
+def other_rows_stay(collate: Collate, examples: list[Any]) -> bool:
+    """Return whether replacing one of the first examples changes no other row.
+
+    Args:
+        collate: The function; each call draws the same random numbers.
+        examples: The examples of a batch.
+    """
+    before = RandomStates.now()
+    whole = _rows(collate(copy.deepcopy(examples)), len(examples))
     for r in range(min(_NUM_REPLACED, len(examples) - 1)):
         others = [*copy.deepcopy(examples)]
         others[r] = copy.deepcopy(examples[r + 1])

@@ -16,6 +16,7 @@ from lit_resnorm.measures.passes.random_states import random_states_kept
 from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm.steps import steps_taken
 from lit_resnorm_callbacks.probe.ranks import OutOfMemoryError, measured_together
+from lit_resnorm_callbacks.stability.batch_hooks import WatchedBatchHooks
 from lit_resnorm_callbacks.stability.batch_indices import BatchIndices
 from lit_resnorm_callbacks.stability.left_out import LeftOut
 from lit_resnorm_callbacks.stability.training import TwinTraining
@@ -39,6 +40,8 @@ class RunFollower:
 
     def __init__(self, name: str, *, strict: bool, batch_dim: int = 0) -> None:
         self.indices = BatchIndices(name, batch_dim)
+        self._batch_hooks = WatchedBatchHooks()
+        self._batch_dim = batch_dim
         self.training: TwinTraining | None = None
         self.broken: str | None = None
         self._strict = strict
@@ -46,6 +49,12 @@ class RunFollower:
         self._under_way = False
         self._first_step = 0
         self._batch_in_hand: Any = None
+
+    def watch(self, trainer: Trainer) -> None:
+        """Have what a batch holds, and what becomes of it, told from now on."""
+        self.indices.watch(trainer)
+        if self._batch_dim == 0:
+            self._batch_hooks.watch(trainer)
 
     def start(self, step: int) -> None:
         """Begin anew, without twins, after so many optimizer steps."""
@@ -62,6 +71,11 @@ class RunFollower:
 
         def begin(reduce: Reduce) -> None:
             indices = self.indices.current(trainer)
+            if (hook := self._batch_hooks.found) is not None:
+                raise ValueError(
+                    f"{self._name}: {hook} mixes or reorders rows: replacing one"
+                    " example changes others; which row to leave out can't be told"
+                )
             hits = left_out.find(trainer, batch, indices, step, reduce)
             if self.training is not None:
                 self.training.begin(trainer, hits, batch_idx)
@@ -143,6 +157,7 @@ class RunFollower:
     def release(self) -> None:
         """Take the hooks off."""
         self.indices.release()
+        self._batch_hooks.release()
         if self.training is not None:
             self.training.close()
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -268,10 +269,11 @@ class StabilityProbe(Probe):
         return self._copies.model_state_dict(i)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what can't work, and see that batches' indices are kept."""
+        """Refuse what can't work, and see what the batches hold."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._follower.indices.watch(trainer)
+            _check_order(trainer, self)
+            self._follower.watch(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the examples, make the twins, and measure if that is asked for."""
@@ -479,3 +481,15 @@ class StabilityProbe(Probe):
             self._left_out.load_state_dict(saved["left_out"], module.device)
             if self._copies is not None and saved["twins"] is not None:
                 self._copies.load_state_dict(saved["twins"])
+
+
+def _check_order(trainer: Trainer, probe: StabilityProbe) -> None:
+    """Raise ValueError where weights are replaced before the last measurement."""
+    callbacks: list[Any] = trainer.callbacks  # pyright: ignore
+    for each in callbacks[: callbacks.index(probe)]:
+        if isinstance(each, WeightAveraging):
+            raise ValueError(
+                f"{probe.name}: {type(each).__name__} stands before it in callbacks and"
+                " puts averages in the weights' place before the last measurement:"
+                " move it behind"
+            )
