@@ -112,7 +112,7 @@ BAD = {
 def test_wrong_use_is_one_line_that_names_option_and_value(capsys, case):
     args, expected = BAD[case]
     assert re.search(expected, error_of(capsys, args))
-    assert not Path("runs").exists() or not list(Path("runs").glob("*/*"))
+    assert not Path("runs").exists()
 
 
 # what probes tell at their set-up
@@ -127,7 +127,7 @@ def test_wrong_use_of_a_probe_is_told_before_the_first_batch(capsys, case):
     probe, option, expected = PROBES[case]
     added = f"--trainer.callbacks+={probe}", f"--trainer.callbacks.{option}"
     assert re.search(expected, error_of(capsys, [*FIT, *added]))
-    assert not Path(runs()[0], "history.jsonl").read_text()
+    assert not Path("runs").exists()
 
 
 # what can be told when the data are there
@@ -143,7 +143,7 @@ def test_data_that_cannot_be_had_fails_in_one_line_and_leaves_no_run(capsys, cas
     args, expected = FAILING[case]
     line = error_of(capsys, ["fit", *NET, *PLAIN, *args])
     assert re.search(expected, line)
-    assert not Path("runs").exists() or not list(Path("runs").glob("*/*"))
+    assert not Path("runs").exists()
 
 
 def test_damaged_data_files_fail_in_one_line(capsys, tmp_path):

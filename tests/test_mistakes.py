@@ -1,21 +1,27 @@
 """Mistakes that people make at the command line, and what it says of each."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from lit_resnorm.cli import main
 
+ROOT = Path(__file__).resolve().parents[1]
+
 NET = ["--model", "LitResNetBN", "--model.depth", "2", "--model.width", "8"]
 FIT = [
     *("fit", *NET, "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"),
     *("--trainer.enable_progress_bar", "false", "--trainer.logger", "RunHistory"),
-    *("--trainer.enable_model_summary", "false"),
+    *("--trainer.enable_model_summary", "false", "--trainer.log_every_n_steps", "1"),
     *("--data.num_train", "60", "--data.batch_size", "20"),
 ]
 MONITOR = "--trainer.callbacks+=ActivationRateMonitor"
+TWINS = "--trainer.callbacks+=StabilityProbe"
 FIM = "--trainer.callbacks+=FIMEigenvalueProbe"
+MEASURED = [FIM, "--trainer.callbacks.num_examples", "20"]
 
 FILES = {
     "flow.yaml": "model:\n  class_path: LitResNetBN\n  init_args: [\n",
@@ -128,6 +134,49 @@ MISTAKES = {
         ["reproduce", "furusho2020.fig1", "--scale", "big"],
         "--scale: .*'big'",
     ),
+    "no device": ([*FIT, "--trainer.devices", "0"], "devices='0'"),
+    "a strategy": ([*FIT, "--trainer.strategy", "dpp"], "strategy='dpp'"),
+    "a share above 1": (
+        [*FIT, "--trainer.val_check_interval", "1.5"],
+        "1.5 for val_check_interval",
+    ),
+    "no batches to accumulate": (
+        [*FIT, "--trainer.accumulate_grad_batches", "0"],
+        "--trainer.accumulate_grad_batches 0: it must be 1 or more",
+    ),
+    "a clipped norm below 0": (
+        [*FIT, "--trainer.gradient_clip_val", "-1"],
+        "--trainer.gradient_clip_val -1.*: it must be 0 or more",
+    ),
+    "an activation": ([*FIT, "--model.activation", "rleu"], "activation .*'rleu'"),
+    "a loss": ([*FIT, "--model.loss", "hinge"], "loss .*cross_entropy.*'hinge'"),
+    "no batch": ([*FIT, "--data.batch_size", "0"], "batch_size must be at least 1"),
+    "more data than there are": (
+        [*FIT, "--data.num_train", "5000"],
+        "num_train 5000 is more than the 1294",
+    ),
+    "more classes than there are": (
+        [*FIT, "--model.num_classes", "12"],
+        "num_classes=12 of LitResNetBN, but Digits has 10",
+    ),
+    "a negative rate": (
+        [*FIT, "--model.optimizer.lr", "-1"],
+        "--model.optimizer, .*-1",
+    ),
+    # what probes find at their set-up
+    "eigenvalues below 0": (
+        [*FIT, FIM, "--trainer.callbacks.num_eigenvalues", "-4"],
+        "num_eigenvalues is -4",
+    ),
+    "sites that aren't there": (
+        [*FIT, *MEASURED, "--trainer.callbacks.sites", "none"],
+        "fim: no layer matches 'none'",
+    ),
+    "more twins than data": (
+        [*FIT, TWINS, "--trainer.callbacks.num_twins", "99"],
+        "stability: num_twins is 99",
+    ),
+    "two probes of a name": ([*FIT, MONITOR, MONITOR], "callbacks: two Activation"),
     # classes
     "a model": (["fit", "--model", "LitResNetB"], "--model: .*'LitResNetB';.*LitRes"),
     "a model in small letters": (
@@ -205,6 +254,23 @@ MISTAKES = {
         r"--model.optimizer \(optimizer.yaml, line 4\): .*'SDG'.* SGD?",
     ),
     # files that aren't there, or can't be
+    "a checkpoint": ([*FIT, "--ckpt_path", "no.ckpt"], "--ckpt_path no.ckpt: "),
+    "a checkpoint to test": (
+        ["test", *FIT[1:], "--ckpt_path", "no.ckpt"],
+        "--ckpt_path no.ckpt: ",
+    ),
+    "a root that is a file": (
+        [*FIT, "--trainer.default_root_dir", "list.yaml"],
+        "--trainer.default_root_dir list.yaml: no run can be written there",
+    ),
+    "a root below a file": (
+        [*FIT, "--trainer.default_root_dir", "list.yaml/runs"],
+        "--trainer.default_root_dir list.yaml/runs: no run can",
+    ),
+    "a root that can't be": (
+        [*FIT, "--trainer.default_root_dir", "/proc/runs"],
+        "--trainer.default_root_dir /proc/runs: no run can",
+    ),
     "a config to diagnose": (["diagnose", "--config", "no.yaml"], "--config no.yaml: "),
     "a checkpoint to diagnose": (
         ["diagnose", "--checkpoint", "no.ckpt"],
@@ -248,3 +314,48 @@ def test_a_mistake_is_told_in_one_line_and_leaves_nothing(capsys, case):
     assert len(line) < 300
     assert not captured.out
     assert {str(path) for path in Path().rglob("*")} == set(FILES)
+
+
+@pytest.mark.slow
+def test_a_refused_run_takes_its_wandb_run_away_and_leaves_all_else(capsys):
+    kept = Path("runs/LitResNetBN/mine/notes.txt")
+    kept.parent.mkdir(parents=True)
+    kept.write_text("kept")
+    loggers = FIT.index("--trainer.logger")
+    args = [*FIT[:loggers], *FIT[loggers + 2 :], TWINS]
+    assert main([*args, "--trainer.callbacks.num_twins", "99"]) == 2
+    assert "num_twins is 99" in capsys.readouterr().err
+    assert [path for path in Path("runs").rglob("*") if path.is_file()] == [kept]
+
+
+def test_a_run_that_a_refused_command_would_go_on_with_stays(capsys):
+    assert main([*FIT, "--run", "a"]) == 0
+    before = {*Path("runs").rglob("*")}
+    more = [*FIT, "--trainer.max_epochs", "2", "--run", "a", "--ckpt_path", "last"]
+    assert main([*more, *MEASURED, "--trainer.callbacks.sites", "none"]) == 2
+    assert "no layer matches 'none'" in capsys.readouterr().err
+    assert before <= {*Path("runs").rglob("*")}
+
+
+def test_the_traceback_is_shown_where_it_is_asked_for(capsys):
+    assert main([*FIT, "--model.depth", "deep", "--traceback"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in said
+    assert said.splitlines()[-1].startswith("lit-resnorm: error: --model.depth: ")
+
+
+@pytest.mark.slow
+def test_a_shell_sees_one_line_and_status_2(tmp_path):
+    # what the first import says would be in the output of a process alone
+    commands = (
+        [*FIT, "--model.activation", "rleu"],
+        [*FIT, *MEASURED, "--trainer.callbacks.sites", "none"],
+        ["compare", "runs/none"],
+    )
+    for command in commands:
+        words = [sys.executable, str(ROOT / "train.py"), *command]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("lit-resnorm: error: ")
+    assert {path.name for path in tmp_path.iterdir()} == set(FILES)

@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_resnorm.errors import UsageError
 from lit_resnorm.modules.classifier import LitClassifier
 
+_LEAST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+    "num_nodes": 1,
+    "num_sanity_val_steps": -1,
+    "reload_dataloaders_every_n_epochs": 0,
+}
 _LARGEST_SEED = 2**32 - 1
 
 
@@ -26,6 +36,18 @@ def check_devices(accelerator: str, devices: Any) -> None:
     number = int(devices) if str(devices).isdecimal() else 1
     if number > count:
         raise ValueError(f"{asked}: this machine has {count or 'no'} GPU")
+
+
+def check_numbers(options: Namespace) -> None:
+    """Raise UsageError for numbers of the Trainer that it takes and that go wrong.
+
+    Args:
+        options: Options of the Trainer.
+    """
+    for name, least in _LEAST.items():
+        value = options.get(name)
+        if isinstance(value, int | float) and not value >= least:
+            raise UsageError(f"--trainer.{name} {value}: it must be {least} or more")
 
 
 def check_seed(seed: bool | int) -> None:

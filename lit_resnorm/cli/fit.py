@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import (
+    LightningDataModule,
+    LightningModule,
+    seed_everything,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -26,6 +30,7 @@ import lit_resnorm_callbacks  # noqa: F401
 from lit_resnorm.cli.checks import (
     check_callback_names,
     check_devices,
+    check_numbers,
     check_optimizer,
     check_outputs,
     check_seed,
@@ -33,8 +38,10 @@ from lit_resnorm.cli.checks import (
 )
 from lit_resnorm.cli.config_files import check_config_files
 from lit_resnorm.cli.defaults import filled_in, with_defaults, without_traces
-from lit_resnorm.cli.options import OptionParser, explained
+from lit_resnorm.cli.noise import silence_lightning
+from lit_resnorm.cli.options import OptionParser, explained, made_wrongly
 from lit_resnorm.cli.run import RunConfig, choose_run, forget_run, rank
+from lit_resnorm.cli.traces import Before, Beginning, callbacks_of, look_before
 from lit_resnorm.data import DataModule
 from lit_resnorm.errors import UsageError, one_line
 from lit_resnorm.printable import printable
@@ -64,10 +71,11 @@ class ResNormCLI(LightningCLI):
         self, args: Sequence[str] | None = None, more: Iterable[str] = ()
     ) -> None:
         self.run_dir: Path | None = None
+        self._before: Before | None = None
+        self._beginning = Beginning()
         self._words = sys.argv[1:] if args is None else list(args)
         self._more = [*more]
-        # Of Lightning's own doing: it says nothing to those who start a run.
-        warnings.filterwarnings("ignore", message=r".*LeafSpec\)?` is deprecated")
+        silence_lightning()
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -148,6 +156,14 @@ class ResNormCLI(LightningCLI):
             raise UsageError(explained(error, self._words, self._more)) from error
         check_seed(self.options.seed_everything)
 
+    def _set_seed(self) -> None:
+        """Seed without a word: what was drawn stands in `config.yaml`."""
+        seed = self.options.seed_everything
+        if seed is not False:
+            given = None if seed is True else seed
+            drawn = seed_everything(given, workers=True, verbose=False)
+            self.options.seed_everything = drawn
+
     def _parse_ckpt_path(self) -> None:
         """Leave the options as they are: a checkpoint doesn't override them."""
 
@@ -156,11 +172,27 @@ class ResNormCLI(LightningCLI):
         try:
             options = self.options
             check_devices(options.trainer.accelerator, options.trainer.devices)
+            check_numbers(options.trainer)
             self._default_config()
             self._link_data()
-            self.run_dir = choose_run(self.options, self.config.subcommand)
+            self._choose_run()
         except Exception as error:
-            raise UsageError(one_line(error)) from error
+            self._refuse(error)
+
+    def _choose_run(self) -> None:
+        root = self.options.trainer.default_root_dir or "."
+        self._before = look_before(Path(root) / self.options.experiment)
+        try:
+            self.run_dir = choose_run(self.options, self.config.subcommand)
+        except OSError as error:
+            reason = f"no run can be written there ({error.strerror})"
+            raise UsageError(f"--trainer.default_root_dir {root}: {reason}") from error
+
+    def _refuse(self, error: Exception) -> NoReturn:
+        """Raise UsageError, and leave nothing behind."""
+        if self._before is not None and not rank():
+            self._before.restore(self.run_dir)
+        raise UsageError(made_wrongly(error)) from error
 
     def _default_config(self) -> None:
         options = self.options
@@ -205,9 +237,10 @@ class ResNormCLI(LightningCLI):
             check_callback_names(callbacks or ())
             self._prepare_data()
             self.trainer = self.instantiate_trainer()
+            # the last, so that what the others refuse at the first batch is refused
+            callbacks_of(self.trainer).append(self._beginning)
         except Exception as error:
-            forget_run(self.run_dir)
-            raise UsageError(one_line(error)) from error
+            self._refuse(error)
 
     def _own_config(self) -> Namespace:
         """Return the config with what belongs to this run alone."""
@@ -232,13 +265,17 @@ class ResNormCLI(LightningCLI):
             if subcommand != "fit" and path and Path(path).is_file():
                 self._take_step(Path(path))
             super()._run_subcommand(subcommand)
-        except BaseException as error:
-            forget_run(self.run_dir)
-            if isinstance(error, Exception) and restores_checkpoint(error):
+        except Exception as error:
+            if restores_checkpoint(error):
                 reason = f"it can't be gone on from ({one_line(error)})"
-                raise UsageError(f"--ckpt_path {path}: {reason}") from error
-            if subcommand == "fit" and isinstance(error, ValueError) and self._unbegun:
-                raise UsageError(one_line(error)) from error
+                self._refuse(UsageError(f"--ckpt_path {path}: {reason}"))
+            refusal = isinstance(error, ValueError | MisconfigurationException)
+            if refusal and not self._beginning.begun:
+                self._refuse(error)
+            forget_run(self.run_dir)
+            raise
+        except BaseException:
+            forget_run(self.run_dir)
             raise
         if self.run_dir is not None:
             rank_zero_info(f"Run directory: {printable(self.run_dir)}")
@@ -251,12 +288,6 @@ class ResNormCLI(LightningCLI):
 
     def _restore_loop(self, loops: Any) -> None:
         self.trainer.fit_loop.load_state_dict(loops["fit_loop"])
-
-    @property
-    def _unbegun(self) -> bool:
-        """Whether no batch has been trained on yet."""
-        loop = self.trainer.fit_loop.epoch_loop
-        return not loop.batch_progress.state_dict()["total"]["started"]
 
     def predict(self, **kwargs: Any) -> None:
         """Write what the module predicts to `predictions.pt`, one tensor a batch."""

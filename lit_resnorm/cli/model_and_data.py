@@ -10,7 +10,8 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from lit_resnorm.cli.checks import check_outputs
 from lit_resnorm.cli.fit import ResNormCLI
-from lit_resnorm.errors import UsageError, one_line
+from lit_resnorm.cli.options import made_wrongly
+from lit_resnorm.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class _Unstarted(ResNormCLI):
             trainer.enable_checkpointing = False
             self._link_data()
         except Exception as error:
-            raise UsageError(one_line(error)) from error
+            raise UsageError(made_wrongly(error)) from error
 
     def instantiate_classes(self) -> None:
         """Make model and data."""
@@ -75,7 +76,7 @@ class _Unstarted(ResNormCLI):
             self._prepare_data()
             check_outputs(self.model, self.datamodule)
         except Exception as error:
-            raise UsageError(one_line(error)) from error
+            raise UsageError(made_wrongly(error)) from error
         on_gpu = self.options.trainer.accelerator in ("auto", "gpu", "cuda")
         if on_gpu and torch.cuda.is_available():
             self.model.cuda()

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from lit_resnorm.cli.config_files import place_of
-from lit_resnorm.errors import nearest, shortened, suggestion
+from lit_resnorm.errors import nearest, one_line, shortened, suggestion
 
 
 class OptionError(argparse.ArgumentError):
@@ -78,6 +78,10 @@ _KEY = re.compile(r'Parser key "([^"]+)"')
 _UNKNOWN = re.compile(
     r"(?:Option|(?:Subcommand|Group) '(?P<group>[^']+)' does not accept option)"
     r" '(?P<name>[^']+)'"
+)
+_WRAPPING = re.compile(
+    r"[\s-]*(Parser key|Does not validate|Problem with given class_path"
+    r"|Type \S+ expects a function)"
 )
 _UNRECOGNIZED = "unrecognized arguments: "
 _REQUIRED = re.compile(r"the following arguments are required: (\S+)")
@@ -146,6 +150,22 @@ def explained(error: BaseException, args: Sequence[str], more: Iterable[str]) ->
     for pattern, words in _REWORDED:
         text = re.sub(pattern, words, text)
     return shortened(f"{option}{place}: {text}" if reason.path else text)
+
+
+def made_wrongly(error: BaseException) -> str:
+    """Return in one line why something couldn't be made of its options.
+
+    Args:
+        error: What making it raised, with jsonargparse's words around it or without.
+    """
+    path: list[str] = []
+    link = error
+    while link.__cause__ is not None and _WRAPPING.match(str(link)):
+        if key := _KEY.match(str(link)):
+            path.append(key[1])
+        link = link.__cause__
+    option = f"--{'.'.join(path)}: " if path else ""
+    return shortened(f"{option}{one_line(link)}")
 
 
 def _place(path: str, args: Sequence[str]) -> str:
