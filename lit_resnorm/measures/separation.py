@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_resnorm.measures.passes.sites import Site, Visitor, first_tensor, visiting
 from lit_resnorm.measures.passes.untouched import untouched
+from lit_resnorm.measures.spectra import largest_eigenvalue
 
 _BLOCK = 2**22
 
@@ -49,8 +50,8 @@ def separation(x: Tensor) -> float:
         gram_BB += wide_BF @ wide_BF.T
     if not bool(gram_BB.isfinite().all()) or not power:
         return math.nan
-    values = torch.linalg.eigvalsh(gram_BB)
-    return max(0.0, float((values.sum() - values[-1]) / power))
+    largest = largest_eigenvalue(gram_BB[None])[0]
+    return max(0.0, float((gram_BB.trace() - largest) / power))
 
 
 def separations(

@@ -12,16 +12,11 @@ from torch import Tensor
 
 from lit_resnorm.measures.fisher.blocks import Leavings, ParameterBlock
 from lit_resnorm.measures.fisher.costs import free_memory, matrix_is_cheaper
-from lit_resnorm.measures.fisher.decomposition import (
-    all_pairs,
-    stand_out,
-    top_pairs,
-)
 from lit_resnorm.measures.fisher.gram import gram_matrix, parameter_matrix
 from lit_resnorm.measures.fisher.measurement import Measurement
 from lit_resnorm.measures.fisher.result import FisherSpectrum
 from lit_resnorm.measures.fisher.start import cold_start, usable_start
-from lit_resnorm.measures.spectra import top_eigenpairs
+from lit_resnorm.measures.spectra import all_pairs, top_eigenpairs, top_pairs
 
 Layers = Mapping[str, tuple[ParameterBlock, ...]]
 
@@ -215,3 +210,14 @@ def _names(blocks: Sequence[ParameterBlock]) -> tuple[str, ...]:
 
 def _size(blocks: Sequence[ParameterBlock]) -> int:
     return sum(block.num_parameters for block in blocks)
+
+
+def stand_out(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return which descending values of a matrix of this precision are not zero.
+
+    NaN stays.
+    """
+    if not values.numel() or bool(values.isnan().any()):
+        return torch.ones_like(values, dtype=torch.bool)
+    share = 1e-10 if dtype == torch.float64 else 1e-6
+    return values > max(0.0, float(values[0])) * share

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from lit_resnorm.measures.passes.untouched import Reduce, identity
+from lit_resnorm.measures.spectra import largest_eigenvalue
 
 # Entries converted to float64 at a time: what a core's cache holds.
 BLOCK = 1 << 16
-# From here on Lanczos iteration is faster than all eigenvalues, and as exact.
-_LARGE = 512
 
 
 @dataclass(frozen=True)
@@ -202,30 +199,6 @@ class ChannelSums:
         products_GDD = self._fold_rows() - cross_GDD - cross_GDD.mT
         products_GDD += self.count * (away_G1D.mT @ away_G1D)
         return trace / largest_eigenvalue(reduce(products_GDD)).squeeze()
-
-
-def largest_eigenvalue(matrix_Gnn: Tensor) -> Tensor:
-    """Return the largest eigenvalue of each symmetric matrix; NaN if not finite."""
-    finite_G = matrix_Gnn.sum((1, 2)).isfinite()
-    matrix_Gnn = torch.where(finite_G[:, None, None], matrix_Gnn, 0)
-    if matrix_Gnn.shape[1] <= _LARGE:
-        values_G = torch.linalg.eigvalsh(matrix_Gnn)[:, -1]
-    else:
-        values_G = matrix_Gnn.new_tensor(
-            [_lanczos(m.cpu().numpy()) for m in matrix_Gnn]
-        )
-    return torch.where(finite_G, values_G, torch.nan)
-
-
-def _lanczos(matrix_nn: np.ndarray) -> float:
-    if not matrix_nn.any():
-        return 0.0
-    # A random start has a part along the leading eigenvector; a fixed one makes two
-    # measurements agree to the bit.
-    start = np.random.default_rng(0).standard_normal(len(matrix_nn))
-    return float(
-        eigsh(matrix_nn, 1, which="LA", v0=start, return_eigenvectors=False)[0]
-    )
 
 
 def examples_channels_positions(x: Tensor, channel_dim: int) -> Tensor:
