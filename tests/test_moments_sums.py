@@ -153,3 +153,17 @@ def test_moments_of_nothing_are_refused():
         effective_rank(torch.empty(0, 3))
     with pytest.raises(ValueError, match="p is 0"):
         central_moment(SMALL, 0)
+
+
+def test_an_empty_first_chunk_costs_no_digits():
+    x = 1e6 + maps(32, 3)
+    x[:, 1] = 0.1
+    after, alone = ChannelSums(), ChannelSums()
+    after.add(x[:1], empty=True)
+    for sums in (after, alone):
+        sums.add(x)
+    assert after.finish().mu2 == alone.finish().mu2
+    constant = ChannelSums()
+    constant.add(x[:1], empty=True)
+    constant.add(x[:, 1:2].repeat(1, 3))
+    assert constant.finish().mu2 == 0

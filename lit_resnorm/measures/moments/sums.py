@@ -142,7 +142,7 @@ class ChannelSums:
         d_BCP, square_BCP, power_BCP = scratch[:, :num_rows]
         d_BCP.copy_(x_BCP)
         shift_C = self._shift_C
-        if shift_C is None:
+        if shift_C is None or not self.count:  # what is empty has no mean
             first_C = d_BCP[0, :, 0]
             shift_C = first_C + (d_BCP - first_C[:, None]).mean((0, 2))
             self._start(shift_C)
