@@ -54,6 +54,24 @@ def test_a_start_near_the_eigenvectors_takes_fewer_products():
     assert_close(warm.values, cold.values, rtol=2e-5, atol=0.0)
 
 
+@pytest.mark.parametrize("k", [1, 10])
+def test_a_warm_start_takes_no_more_products_among_outliers(k):
+    # As of a Fisher matrix: nine eigenvalues, one less than classes, over a slope.
+    values = torch.cat([torch.linspace(9, 2, 9), 2 / torch.arange(2.0, 400)]).double()
+    matrix, vectors = symmetric(values)
+    cold, warm = 0, 0
+    for seed in range(4):
+        nearby = vectors[:, :k] + 1e-3 * start(len(values), k, seed)
+        for first in (start(len(values), k, seed + 9), nearby):
+            found = top_eigenpairs(lambda v: matrix @ v, first, k, tol=1e-3)
+            assert_close(found.values, values[:k], rtol=1e-3, atol=0.0)
+            if first is nearby:
+                warm += found.num_products
+            else:
+                cold += found.num_products
+    assert warm <= cold
+
+
 def test_multiple_eigenvalues_are_found_from_a_block_of_starts():
     matrix, _ = symmetric([2.0, 2.0, 2.0, *torch.linspace(1, 0, 30)])
     found = top_eigenpairs(lambda v: matrix @ v, start(33, 3), 4, tol=1e-8, block=3)

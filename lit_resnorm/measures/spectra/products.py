@@ -19,6 +19,11 @@ Matvec = Callable[[Tensor], Tensor]
 # The seed of fresh directions: no caller's, whose start would then hold them already.
 _SEED = 7_236_067_977
 
+# Pairs whose errors look this small beside the tolerance keep their bounds although
+# other eigenvalues lie close below. With larger shares searches begin that fail, with
+# smaller ones they begin late: on Fisher matrices 0.01 to 0.1 cost the same.
+_SHARE_OF_TOL = 0.01
+
 
 @dataclass(frozen=True)
 class Eigenpairs:
@@ -50,15 +55,14 @@ def top_eigenpairs(
     precision: float = torch.finfo(torch.float64).eps,
     trace: float | None = None,
     failure: float = 1e-6,
-    min_products: int = 0,
     max_products: int = 1000,
 ) -> Eigenpairs:
     r"""Return the largest eigenvalues, each within tolerance but for a small chance.
 
-    Rayleigh-Ritz on a growing space. It begins as the span of the start vectors and
-    grows by the residuals of the largest Ritz pairs, `block` at a time, until these
-    look converged: from one vector this is the method of Lanczos with full
-    reorthogonalisation. Then it is made sure of. With V a basis of the space,
+    Rayleigh-Ritz on a growing space. It begins with `block` vectors, each a sum of some
+    of the start vectors, and grows by the residuals of the largest Ritz pairs, `block`
+    at a time, until these look converged: from one vector this is the method of Lanczos
+    with full reorthogonalisation. Then it is made sure of. With V a basis of the space,
     :math:`H = V^\top A V` and C the operator on what is orthogonal to V,
 
     .. math:: A = \begin{pmatrix} H & B^\top \\ B & C \end{pmatrix}
@@ -68,23 +72,23 @@ def top_eigenpairs(
     and the eigenvalues of the right side, which are known, bound those of A from above,
     one by one; Ritz values bound them from below. The ceiling :math:`\eta` is what is
     left of the trace where that is given, or comes from the Krylov space that C and a
-    random unit vector g span. After q products its Ritz values are :math:`\theta_j`,
-    its norms :math:`\beta_j`, and any eigenvector u of C with eigenvalue :math:`x` has
+    random unit vector g span. Its orthonormal basis is :math:`q_j = p_j(C) g` with
+    polynomials p of degree j, so an eigenvector u of C with eigenvalue x has
 
-    .. math:: |u^\top g| \prod_j (x - \theta_j)
-        = |u^\top p(C) g| \le \lVert p(C) g\rVert = \prod_j \beta_j
+    .. math:: 1 \ge \sum_j (u^\top q_j)^2 = (u^\top g)^2 \sum_j p_j(x)^2.
 
-    for the characteristic polynomial p of its tridiagonal matrix. In n dimensions
-    :math:`|u^\top g| \le s` has a probability of at most :math:`s \sqrt{2 n / \pi}`,
-    and the largest eigenvalue's u does not depend on g: so the x at which the bound on
-    s reaches `failure` :math:`/\sqrt{2 n / \pi}` is above it, at all q together, with
-    probability 1 - `failure`. Where g finds a larger eigenvalue, all starts again, with
+    In n dimensions :math:`|u^\top g| \le s` has a probability of at most
+    :math:`s \sqrt{2 n / \pi}`, and the largest eigenvalue's u does not depend on g:
+    with probability 1 - `failure` it lies below the x beyond all Ritz values from where
+    on the sum is above :math:`2 n / (\pi` `failure` :math:`^2)`, after any number of
+    products. Where g finds a larger eigenvalue, or residuals turn out too large for
+    what lies close below, the space grows on and all is made sure of once more, with
     `failure` shared out so that its sum over attempts stays.
 
     Source: Jos L. M. van Dorsselaer, M. E. Hochstenbach, H. A. van der Vorst (2000),
     Computing probabilistic bounds for extreme eigenvalues of symmetric matrices with
-    the Lanczos method, for the bound by p [R]; that it is used on the complement, with
-    a direction drawn after convergence, is ours [D].
+    the Lanczos method, which bounds x by the last p alone [R]; the sum, and that it is
+    used on the complement, with a direction drawn after convergence, are ours [D].
 
     Args:
         matvec: Symmetric operator; it need not be semi-definite without `trace`. The
@@ -100,7 +104,6 @@ def top_eigenpairs(
             largest value are allowed beside `tol`.
         trace: Sum of all eigenvalues of a semi-definite operator, if known.
         failure: Chance that a value is off by more than `tol`.
-        min_products: Go on up to these many products, even within tolerance.
         max_products: Stop after these many products, converged or not.
 
     Returns:
@@ -108,42 +111,48 @@ def top_eigenpairs(
     """
     dim = start_DB.shape[0]
     wanted = min(num_eigenvalues, dim)
-    space = _Space(matvec, start_DB)
+    space = _Space(matvec, start_DB, block)
     search: _Search | None = None
-    num_searches = 0
-    ceiling = math.inf
+    num_searches, share_of_tol = 0, _SHARE_OF_TOL
     while bool(torch.isfinite(space.gram_MM).all()):
         pairs = space.pairs(wanted, precision)
         enough = len(pairs.values) == wanted
         lowest = float(pairs.values[-1])
         lowest += tol * abs(lowest) + pairs.rounding
-        if trace is not None and math.isfinite(trace):
-            left = trace - float(space.gram_MM.trace())
-            ceiling = min(ceiling, max(0.0, left) + 32 * precision * abs(trace))
+        whole = space.size == dim
         if search:
             search.look(pairs.rounding)
-            ceiling = min(ceiling, search.ceiling)
         # With a ceiling above the lowest, nothing forbids that many more of its height.
-        known = enough and ceiling <= lowest
-        limits = _Limits(space, pairs, ceiling, tol) if known else None
-        met = limits is not None and limits.met and space.size >= min_products
-        done = met or space.size == dim
-        if done or space.size >= max_products:
-            return pairs.found(space.size, converged=done)
-        room = min(block, dim - space.size, max_products - space.size)
+        met = whole
+        rest = _rest_of_trace(space, trace, precision)
+        if enough and not met and rest <= lowest:
+            met = _Bounds(space, pairs.rounding).hold(pairs, rest, tol)
+        if search and enough and not met and search.ceiling <= lowest:
+            met = search.bounds.hold(pairs, search.ceiling, tol)
+        if met or space.size >= max_products:
+            return pairs.found(space.size, converged=met)
         if search and not search.can_end(pairs, lowest, tol):
+            if search.largest <= lowest:  # the residuals are too large for what is near
+                share_of_tol /= 4
             search = None
+        room = min(block, dim - space.size, max_products - space.size)
         if search:
             space.grow(search.next_D1)
-        elif limits is not None:
-            space.grow(limits.open_DB[:, :room])
-        elif enough and not bool(pairs.open(tol).any()):
+        elif enough and not bool(pairs.open(share_of_tol * tol).any()):
             num_searches += 1
             share = failure / (num_searches * (num_searches + 1))
-            search = _Search(space, share)
+            search = _Search(space, share, pairs.rounding)
         else:
-            space.grow(pairs.next(tol)[:, :room])
+            space.grow(pairs.next(share_of_tol * tol)[:, :room])
     return _failed(start_DB, wanted, space.size)
+
+
+def _rest_of_trace(space: _Space, trace: float | None, precision: float) -> float:
+    """Return a ceiling on the complement of the space of a semi-definite operator."""
+    if trace is None or not math.isfinite(trace):
+        return math.inf
+    left = trace - float(space.gram_MM.trace())
+    return max(0.0, left) + 32 * precision * abs(trace)
 
 
 class _Space:
@@ -155,14 +164,20 @@ class _Space:
         gram_MM: The operator on the space.
     """
 
-    def __init__(self, matvec: Matvec, start_DB: Tensor) -> None:
+    def __init__(self, matvec: Matvec, start_DB: Tensor, num_starts: int) -> None:
         self._matvec = matvec
         self._noise = torch.Generator().manual_seed(_SEED)
         none_D0 = start_DB.new_empty(len(start_DB), 0, dtype=torch.float64)
         self.basis_DM, self.image_DM = none_D0, none_D0
         self.gram_MM = none_D0.new_empty(0, 0)
         start_DB = start_DB.double()
-        self.grow(start_DB[:, start_DB.isfinite().all(dim=0)])
+        usable_DB = _orthonormal(start_DB[:, start_DB.isfinite().all(dim=0)], none_D0)
+        # Orthonormal vectors don't cancel.
+        self.grow(
+            torch.stack(
+                [usable_DB[:, i::num_starts].sum(1) for i in range(num_starts)], 1
+            )
+        )
 
     @property
     def size(self) -> int:
@@ -189,10 +204,6 @@ class _Space:
         drawn = torch.randn(size, generator=self._noise, dtype=torch.float64)
         drawn_D1 = drawn.to(self.basis_DM)
         return drawn_D1 - self.basis_DM @ (self.basis_DM.T @ drawn_D1)
-
-    def left(self) -> Tensor:
-        """Return the part of the products that is orthogonal to the space."""
-        return self.image_DM - self.basis_DM @ self.gram_MM
 
     def pairs(self, wanted: int, precision: float) -> _RitzPairs:
         """Return the largest Ritz pairs, at most `wanted`."""
@@ -228,8 +239,9 @@ class _RitzPairs:
     def open(self, tol: float) -> Tensor:
         """Return which do not look converged, by gaps among the Ritz values alone."""
         norms_K = self.residual.norm(dim=0)
-        below_M = torch.cat([self.ritz[1:], self.ritz.new_zeros(1)])
-        gaps_K = (self.values - below_M[: len(norms_K)]).clamp_min(1e-300)
+        rest = self.ritz[len(norms_K) :]
+        below = float(rest[0]) if len(rest) else 0.0
+        gaps_K = (self.values - below).clamp_min(1e-300)
         error_K = torch.minimum(norms_K, norms_K**2 / gaps_K)
         small_K = norms_K <= self.rounding
         return ~((error_K <= tol * self.values.abs()) | small_K)
@@ -245,35 +257,33 @@ class _RitzPairs:
         return Eigenpairs(self.values, self.vectors, norms_K, num_products, converged)
 
 
-class _Limits:
+class _Bounds:
     """Upper bounds of the largest eigenvalues, from a ceiling on the complement.
 
-    Attributes:
-        met: Whether each wanted Ritz value is within tolerance of its bound.
-        open_DB: For those that are not, the directions out of the space that a larger
-            eigenvalue would need.
+    They are those of the space as it is, whatever becomes of it.
     """
 
-    def __init__(
-        self, space: _Space, pairs: _RitzPairs, ceiling: float, tol: float
-    ) -> None:
-        out_DR, scales_R, ways_RM = torch.linalg.svd(space.left(), full_matrices=False)
-        keep_R = scales_R > pairs.rounding
-        out_DR, scales_R, ways_RM = out_DR[:, keep_R], scales_R[keep_R], ways_RM[keep_R]
-        size, num_out = space.size, len(scales_R)
-        bordered = torch.diag_embed(space.gram_MM.new_full((size + num_out,), ceiling))
-        bordered[:size, :size] = space.gram_MM
-        bordered[size:, :size] = scales_R[:, None] * ways_RM
-        upper, vectors = torch.linalg.eigh(bordered)  # reads the lower triangle
-        k = len(pairs.values)
+    def __init__(self, space: _Space, rounding: float) -> None:
+        left_DM = space.image_DM - space.basis_DM @ space.gram_MM
+        _, scales_R, ways_RM = torch.linalg.svd(left_DM, full_matrices=False)
+        keep_R = scales_R > rounding
+        self._gram_MM = space.gram_MM
+        self._left_RM = scales_R[keep_R, None] * ways_RM[keep_R]
+        self._num_others = len(space.basis_DM) - sum(self._left_RM.shape)
+
+    def hold(self, pairs: _RitzPairs, ceiling: float, tol: float) -> bool:
+        """Return whether each wanted value is within tolerance of its bound."""
+        num_out, size = self._left_RM.shape
+        bordered = torch.diag_embed(self._gram_MM.new_full((size + num_out,), ceiling))
+        bordered[:size, :size] = self._gram_MM
+        bordered[size:, :size] = self._left_RM
+        upper = torch.linalg.eigvalsh(bordered)  # reads the lower triangle
         # On all that the products leave out, the ceiling is the bound.
-        others = min(k, len(space.basis_DM) - size - num_out)
-        upper_K = torch.cat([upper, upper.new_full((others,), ceiling)])
-        upper_K = upper_K.sort(descending=True).values[:k]
+        k = len(pairs.values)
+        others = upper.new_full((max(0, min(k, self._num_others)),), ceiling)
+        upper_K = torch.cat([upper, others]).sort(descending=True).values[:k]
         allowed_K = tol * upper_K.abs() + pairs.rounding
-        open_K = upper_K - pairs.values > allowed_K
-        self.met = not bool(open_K.any())
-        self.open_DB = out_DR @ vectors.flip(1)[size:, :k][:, open_K]
+        return bool((upper_K - pairs.values <= allowed_K).all())
 
 
 class _Search:
@@ -286,11 +296,12 @@ class _Search:
         next_D1: Where it goes on.
     """
 
-    def __init__(self, space: _Space, failure: float) -> None:
+    def __init__(self, space: _Space, failure: float, rounding: float) -> None:
         dim = len(space.basis_DM) - space.size
+        self.bounds = _Bounds(space, rounding)
         self._space, self._first = space, space.size
-        self._log_part = math.log(failure) + 0.5 * math.log(math.pi / (2 * dim))
-        self._log_norm = 0.0
+        self._needed = 2 * dim / (math.pi * failure**2)
+        self._norms: list[float] = []
         self._ended = False
         self.ceiling = self.largest = math.inf
         self.next_D1 = space.noise()
@@ -301,37 +312,48 @@ class _Search:
         basis_DM, left_D1 = self._space.basis_DM, self._space.image_DM[:, -1:]
         for _ in range(2):
             left_D1 = left_D1 - basis_DM @ (basis_DM.T @ left_D1)
-        own = self._space.gram_MM[self._first :, self._first :]
-        ritz_Q = torch.linalg.eigvalsh(own).cpu()
-        self.largest = float(ritz_Q[-1])
+        own_QQ = self._space.gram_MM[self._first :, self._first :].cpu()
+        self.largest = float(torch.linalg.eigvalsh(own_QQ)[-1])
         norm = float(left_D1.norm())
         self._ended = norm <= rounding
         if self._ended:  # the space holds all that its vector has a part of
             self.ceiling = self.largest + rounding
             return
-        self._log_norm += math.log(norm)
+        self._norms.append(norm)
         self.next_D1 = left_D1 / norm
-        self.ceiling = self.largest + self._excess(self.largest - ritz_Q) + rounding
+        self.ceiling = self._lowest_ceiling(own_QQ.diagonal().tolist()) + rounding
 
-    def _excess(self, below_Q: Tensor) -> float:
-        """Return how far above the largest Ritz value the bound lies, by bisection."""
-        need = self._log_norm - self._log_part
-        low, high = 0.0, math.exp(min(need / len(below_Q), 600.0))
+    def _lowest_ceiling(self, diagonal: list[float]) -> float:
+        """Return from where on no eigenvalue could have escaped, by bisection."""
+        low, step = self.largest, self._norms[-1]
+        while step < math.inf and not self._excludes(low + step, diagonal):
+            step *= 2
+        high = low + step
         for _ in range(60):
             middle = (low + high) / 2
-            if float((below_Q + middle).log().sum()) < need:
-                low = middle
-            else:
+            if self._excludes(middle, diagonal):
                 high = middle
+            else:
+                low = middle
         return high
+
+    def _excludes(self, value: float, diagonal: list[float]) -> bool:
+        """Return whether an eigenvalue has so small a part of the random vector."""
+        before, now, total, norm_before = 0.0, 1.0, 1.0, 0.0
+        for own, norm in zip(diagonal, self._norms, strict=True):
+            # Three-term recurrence of the polynomials that make the basis.
+            after = ((value - own) * now - norm_before * before) / norm
+            before, now, norm_before = now, after, norm
+            total += now**2
+            if total >= self._needed:
+                return True
+        return False
 
     def can_end(self, pairs: _RitzPairs, lowest: float, tol: float) -> bool:
         """Return whether more products of it may settle what is open."""
         if self._ended or self.largest > lowest:
             return False
-        if self.ceiling > lowest:
-            return True
-        return _Limits(self._space, pairs, self.largest, tol).met
+        return self.bounds.hold(pairs, self.largest, tol)
 
 
 def _orthonormal(new_DB: Tensor, basis_DM: Tensor) -> Tensor:
