@@ -54,6 +54,10 @@ _HARMLESS = frozenset(
 )
 
 
+class RefusedRunError(ValueError):
+    """A run can't be measured, as its first step shows; it ends, in whatever hook."""
+
+
 class Guarded(Callback):
     """A callback whose failures leave the run alone, in whatever hook they come.
 
@@ -142,6 +146,8 @@ class Guarded(Callback):
 
     def _refuses(self, place: str, error: Exception) -> bool:
         """Say whether an exception is the refusal of a run that hasn't begun."""
+        if isinstance(error, RefusedRunError):
+            return True
         early = place in _SETUP or (place in _BEFORE_FIRST_STEP and not self._stepped)
         return early and isinstance(error, ValueError | MisconfigurationException)
 

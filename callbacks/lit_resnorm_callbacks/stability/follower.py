@@ -15,6 +15,7 @@ from lit_resnorm.measures.losses import Reduction
 from lit_resnorm.measures.passes.random_states import random_states_kept
 from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm.steps import steps_taken
+from lit_resnorm_callbacks.probe.guard import RefusedRunError
 from lit_resnorm_callbacks.probe.ranks import OutOfMemoryError, measured_together
 from lit_resnorm_callbacks.stability.batch_hooks import WatchedBatchHooks
 from lit_resnorm_callbacks.stability.batch_indices import BatchIndices
@@ -172,8 +173,8 @@ class RunFollower:
                 raise
             if not self._under_way and not isinstance(error, OutOfMemoryError):
                 if isinstance(error, ValueError):
-                    raise
-                raise ValueError(
+                    raise RefusedRunError(str(error)) from error
+                raise RefusedRunError(
                     f"{self._name}: the run can't be followed ({why}): give loss_fn or"
                     " forward_fn, or leave the probe out"
                 ) from error
