@@ -1,10 +1,15 @@
 """What the packages export, and that it is imported only when it is used."""
 
+import inspect
 import subprocess
 import sys
+from dataclasses import fields
 from importlib import import_module, util
 
 import pytest
+
+from lit_resnorm.measures import FisherOptions, fisher_spectrum
+from lit_resnorm.measures.passes.untouched import identity
 
 EXPORTED = {
     "lit_resnorm": [
@@ -20,6 +25,7 @@ EXPORTED = {
         "signal_and_noise",
     ],
     "lit_resnorm.measures": [
+        "FisherOptions",
         "FisherSpectrum",
         "activation_rates",
         "empirical_fisher_spectrum",
@@ -51,6 +57,14 @@ EXPORTED = {
         "ImageNet",
         "StepSeed",
     ],
+    "lit_resnorm_callbacks": [
+        "ActivationRateMonitor",
+        "Cadence",
+        "FIMEigenvalueProbe",
+        "MomentTracer",
+        "Probe",
+        "StabilityProbe",
+    ],
 }
 
 
@@ -77,3 +91,25 @@ def test_what_is_exported_is_imported_when_it_is_used(package):
 def test_a_name_that_a_package_lacks_is_refused_as_of_any_module():
     with pytest.raises(AttributeError, match="has no attribute 'fisher_spectra'"):
         import_module("lit_resnorm.measures").fisher_spectra  # noqa: B018
+
+
+def test_fisher_spectrum_takes_what_its_options_have_with_the_same_defaults():
+    signature = inspect.signature(fisher_spectrum)
+    said = {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    assert said == {
+        "output": "softmax",
+        "norm_mode": "frozen",
+        "num_eigenvalues": None,
+        "tol": 1e-5,
+        "per_layer": False,
+        "reduce": identity,
+        "targets": None,
+    }
+    options = {field.name: field.default for field in fields(FisherOptions)}
+    assert said.items() <= options.items()
+    further = options.keys() - said.keys()
+    assert all(f"`{name}`" in (fisher_spectrum.__doc__ or "") for name in further)

@@ -7,6 +7,7 @@ from lit_resnorm import exported
 if TYPE_CHECKING:
     from lit_resnorm.measures.activation import activation_rates
     from lit_resnorm.measures.fisher import (
+        FisherOptions,
         FisherSpectrum,
         empirical_fisher_spectrum,
         fisher_spectrum,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lit_resnorm.measures.spectra import hutchinson_trace, top_eigenpairs
 
 __all__ = [
+    "FisherOptions",
     "FisherSpectrum",
     "activation_rates",
     "empirical_fisher_spectrum",
@@ -33,6 +35,7 @@ __all__ = [
 __getattr__ = exported(
     __name__,
     {
+        "FisherOptions": "fisher",
         "FisherSpectrum": "fisher",
         "activation_rates": "activation",
         "empirical_fisher_spectrum": "fisher",
