@@ -16,6 +16,7 @@ from rich.progress import Progress as Bar
 from lit_resnorm.cli.arguments import CommandParser
 from lit_resnorm.errors import PATHOLOGICAL, SUCCESS, UsageError
 from lit_resnorm.runs.files import CHECKPOINTS, CONFIG
+from lit_resnorm.runs.reading import read_yaml
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -55,12 +56,18 @@ def diagnose_command(args: Sequence[str]) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(args)
     _check(options)
-    fit_options = [*_config_of(options, rest), *rest]
+    found = _found_config(options, rest)
+    files = [str(found)] if found else options.config or []
+    fit_options = [*(word for file in files for word in ("--config", file)), *rest]
     if options.seed is not None:
         fit_options += ["--seed_everything", str(options.seed)]
     from lit_resnorm.cli.model_and_data import model_and_data
+    from lit_resnorm.cli.trust import Trust
 
-    made = model_and_data(fit_options, parser.option_names())
+    trust = None
+    if found is not None and not options.trust:
+        trust = Trust(f"--checkpoint {options.checkpoint}: {found}", rest)
+    made = model_and_data(fit_options, parser.option_names(), trust)
     if options.checkpoint is not None:
         _load(made.module, options.checkpoint)
     console = Console(stderr=True)
@@ -134,6 +141,12 @@ def _parser() -> CommandParser:
         " run",
     )
     parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import what that config.yaml names, also outside lit_resnorm, torch,"
+        " torchvision and Lightning: it runs the code there",
+    )
+    parser.add_argument(
         "--check-rate",
         "--check_rate",
         action="store_true",
@@ -185,24 +198,36 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(f"--json {path}: no file can be written there")
 
 
-def _config_of(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
-    """Return the config files as options of `fit`."""
-    files = list(options.config or [])
+def _found_config(options: argparse.Namespace, rest: Sequence[str]) -> Path | None:
+    """Return the config beside the checkpoint, None where another stands for it.
+
+    Raises:
+        UsageError: If neither it nor another is there, or it can't be read.
+    """
     path = options.checkpoint
-    if path is not None and not files:
+    found = None
+    if path is not None and not options.config:
         folder = path.resolve().parent
         run = folder.parent if folder.name == CHECKPOINTS else folder
         if not path.is_file():
             raise UsageError(f"--checkpoint {path}: there is no such file")
-        if not (run / CONFIG).is_file() and not _names_model(rest):
+        if (run / CONFIG).is_file():
+            found = run / CONFIG
+        elif not _names_model(rest):
             raise UsageError(
                 f"--checkpoint {path}: there is no {CONFIG} of its run; give --config"
             )
-        if (run / CONFIG).is_file():
-            files = [str(run / CONFIG)]
-    if not files and not _names_model(rest):
+    if options.trust and found is None:
+        raise UsageError("--trust: there is no config beside a checkpoint to trust")
+    if not options.config and not found and not _names_model(rest):
         raise UsageError("diagnose: give --config, --checkpoint or --model")
-    return [word for file in files for word in ("--config", file)]
+    if found is not None:
+        try:
+            # before the parser, which knows no bounds
+            read_yaml(found)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--checkpoint {path}: {found}: {error}") from error
+    return found
 
 
 def _names_model(rest: Sequence[str]) -> bool:

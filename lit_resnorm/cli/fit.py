@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +43,7 @@ from lit_resnorm.cli.noise import silence_lightning
 from lit_resnorm.cli.options import OptionParser, explained, made_wrongly
 from lit_resnorm.cli.run import RunConfig, choose_run, forget_run, rank
 from lit_resnorm.cli.traces import Before, Beginning, callbacks_of, look_before
+from lit_resnorm.cli.trust import Trust
 from lit_resnorm.data import DataModule
 from lit_resnorm.errors import UsageError, one_line
 from lit_resnorm.printable import printable
@@ -52,8 +54,16 @@ from lit_resnorm.runs.steps import has_diverged
 _YAML = "yaml with the classes of earlier versions"
 
 
+_TRUST: ContextVar[Trust | None] = ContextVar("trust", default=None)
+
+
 def _load(text: str) -> Any:
-    return with_present_paths(get_loader("yaml")(text))
+    # every text of YAML comes through here: files, files that they name, values
+    config = with_present_paths(get_loader("yaml")(text))
+    trust = _TRUST.get()
+    if trust is not None:
+        trust.check(config)
+    return config
 
 
 set_loader(_YAML, _load, (yaml.YAMLError,))
@@ -65,11 +75,16 @@ class ResNormCLI(LightningCLI):
     Args:
         args: Words of the command line.
         more: Options, with dashes, that another command has beside those of `fit`.
+        trust: What config files may name; None: anything.
     """
 
     def __init__(
-        self, args: Sequence[str] | None = None, more: Iterable[str] = ()
+        self,
+        args: Sequence[str] | None = None,
+        more: Iterable[str] = (),
+        trust: Trust | None = None,
     ) -> None:
+        self._trust = trust
         self.run_dir: Path | None = None
         self._before: Before | None = None
         self._beginning = Beginning()
@@ -150,10 +165,16 @@ class ResNormCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words of the command line."""
         check_config_files(self._words)
+        token = _TRUST.set(self._trust)
         try:
             self.config = parser.parse_args(args)
         except Exception as error:
+            # the parser may have told it in its own words
+            if self._trust is not None and self._trust.refusal is not None:
+                raise self._trust.refusal from error
             raise UsageError(explained(error, self._words, self._more)) from error
+        finally:
+            _TRUST.reset(token)
         check_seed(self.options.seed_everything)
 
     def _set_seed(self) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lit_resnorm.cli.checks import check_outputs
 from lit_resnorm.cli.fit import ResNormCLI
 from lit_resnorm.cli.options import made_wrongly
+from lit_resnorm.cli.trust import Trust
 from lit_resnorm.errors import UsageError
 
 
@@ -31,7 +32,9 @@ class ModelAndData:
     dataset: str
 
 
-def model_and_data(args: Sequence[str], more: Iterable[str] = ()) -> ModelAndData:
+def model_and_data(
+    args: Sequence[str], more: Iterable[str] = (), trust: Trust | None = None
+) -> ModelAndData:
     """Return the model and data that these options of `fit` make.
 
     All that `fit` takes is taken; nothing is trained, and nothing written.
@@ -39,11 +42,12 @@ def model_and_data(args: Sequence[str], more: Iterable[str] = ()) -> ModelAndDat
     Args:
         args: Options and their values.
         more: Further options, with dashes, that misspelt ones may have been.
+        trust: What config files may name; None: anything.
 
     Raises:
         UsageError: If `fit` would refuse the options.
     """
-    cli = _Unstarted(["fit", *args], more)
+    cli = _Unstarted(["fit", *args], more, trust)
     options = cli.options
     return ModelAndData(
         cli.model,
