@@ -64,6 +64,19 @@ class StepTracker(Callback):
         self._steps = checkpoint_steps(checkpoint)
         self._began_at = checkpoint["global_step"]
 
+    def end_batch_again(self, trainer: Trainer, before: int) -> None:
+        """Be at the end of a batch again, at which a checkpoint was saved.
+
+        Args:
+            trainer: About to go on from the checkpoint.
+            before: What `before` gave then.
+        """
+        if len(trainer.optimizers) > 1:
+            self._began_at = trainer.global_step - (self._steps > before)
+            self._steps = before
+        else:
+            self._began_at = before
+
     def taken(self, trainer: Trainer) -> int:
         """Return how many batches have stepped, the one in hand included."""
         return self._steps + (trainer.global_step > self._began_at)
@@ -88,7 +101,7 @@ def track_steps(
         module: About to be trained.
         checkpoint: The checkpoint that was loaded before this call, if any.
     """
-    if module.automatic_optimization or _tracker(trainer) is not None:
+    if module.automatic_optimization or step_tracker(trainer) is not None:
         return
     tracker = StepTracker()
     if checkpoint:
@@ -97,7 +110,8 @@ def track_steps(
     trainer.callbacks = [tracker, *trainer.callbacks]  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _tracker(trainer: Trainer) -> StepTracker | None:
+def step_tracker(trainer: Trainer) -> StepTracker | None:
+    """Return the tracker that a Trainer has, if any."""
     callbacks: list[Callback] = getattr(trainer, "callbacks", [])
     return next((c for c in callbacks if isinstance(c, StepTracker)), None)
 
@@ -106,7 +120,7 @@ def steps_taken(trainer: Trainer) -> int:
     """Return the optimizer steps that the weights have taken (see the module)."""
     if len(trainer.optimizers) < 2:
         return trainer.global_step
-    tracker = _tracker(trainer)
+    tracker = step_tracker(trainer)
     if tracker is not None:
         return tracker.taken(trainer)
     progress = trainer.fit_loop.epoch_loop.batch_progress
@@ -118,7 +132,7 @@ def steps_before_batch(trainer: Trainer) -> int:
 
     For batches that Lightning logs: with automatic optimization those that stepped.
     """
-    tracker = _tracker(trainer)
+    tracker = step_tracker(trainer)
     return steps_taken(trainer) - 1 if tracker is None else tracker.before(trainer)
 
 

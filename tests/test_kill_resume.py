@@ -1,23 +1,199 @@
-"""A run that is killed amid an epoch and resumed is the unbroken run."""
+"""A run that is killed at any moment and resumed is the unbroken run."""
 
 import os
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Callback
+from killing import Moment, forked, interrupt, kill_all, recorded
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from lit_resnorm.data import Digits, StepSeed
+from lit_resnorm.modules import LitMLPBN
+from lit_resnorm.runs import ExactResume, RunHistory
+from lit_resnorm.runs.directories import checkpoints, last_checkpoint
 from lit_resnorm.runs.files import TABLES, read_run
 from lit_resnorm.runs.json_lines import read_rows
 from lit_resnorm.runs.wandb_offline import read_offline_wandb
+from lit_resnorm_callbacks import ActivationRateMonitor
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = Path(__file__).parent
+IMPORTED = os.pathsep.join(str(ROOT / part) for part in ("tests", "", "callbacks"))
+SAVED = Moment(
+    f"{ModelCheckpoint.__module__}:ModelCheckpoint._save_checkpoint", 1, True
+)
+SAVING = SAVED._replace(after=False)
+STEP = "lit_resnorm.modules.classifier:LitClassifier.training_step"
+VALIDATION = "lit_resnorm.modules.classifier:LitClassifier.validation_step"
+ROW = "lit_resnorm.runs.writer:RunWriter.add_row"
+MEASURE = "lit_resnorm_callbacks.activation_rate:ActivationRateMonitor.measure"
+LINK = f"{ModelCheckpoint.__module__}:ModelCheckpoint._link_checkpoint"
+FIGURE = "lit_resnorm.runs.writer:RunWriter.write_images"
+TABLE = "lit_resnorm.runs.writer:RunWriter.add_table"
+
+
+def plateau(optimizer):
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau
+    return scheduler(optimizer, factor=0.5, patience=0, threshold=10.0)
+
+
+def early_stopping():
+    return EarlyStopping("val/loss", min_delta=10.0, patience=1)
+
+
+# three batches an epoch: options of model, checkpoint, trainer, and callbacks
+VARIANTS = {
+    "each epoch": ({}, {}, {}, ()),
+    "each step": ({}, {"every_n_train_steps": 1}, {}, ()),
+    "each epoch's last step": ({}, {"every_n_train_steps": 3}, {}, ()),
+    "after validation": ({}, {"monitor": "val/loss"}, {}, ()),
+    "after validation amid the epoch": ({}, {}, {"val_check_interval": 2}, ()),
+    "each step, validation amid the epoch": (
+        {},
+        {"every_n_train_steps": 1},
+        {"val_check_interval": 2},
+        (),
+    ),
+    "steps of two batches": (
+        {},
+        {"every_n_train_steps": 1},
+        {"accumulate_grad_batches": 2, "val_check_interval": 1},
+        (),
+    ),
+    "so many steps": (
+        {},
+        {"every_n_train_steps": 1},
+        {"max_steps": 4, "max_epochs": -1},
+        (),
+    ),
+    "so many steps, each epoch": ({}, {}, {"max_steps": 6, "max_epochs": -1}, ()),
+    "rows now and then": (
+        {},
+        {"every_n_train_steps": 1},
+        {"log_every_n_steps": 2, "limit_val_batches": 0},
+        (),
+    ),
+    "a rate that falls": (
+        {"lr_scheduler": plateau},
+        {"every_n_train_steps": 1},
+        {"max_epochs": 3},
+        (),
+    ),
+    "a rate that falls, each epoch": (
+        {"lr_scheduler": plateau},
+        {},
+        {"max_epochs": 3},
+        (),
+    ),
+    "stopped early": ({}, {}, {"max_epochs": 4}, (early_stopping,)),
+    "stopped early, after validation": (
+        {},
+        {"monitor": "val/accuracy", "mode": "max", "save_top_k": -1},
+        {"max_epochs": 4},
+        (early_stopping,),
+    ),
+    "by hand": ({"by_hand": True}, {}, {"limit_val_batches": 0}, ()),
+    "by time": ({}, {"train_time_interval": timedelta(0)}, {}, ()),
+}
+
+
+class ByHand(LitMLPBN):
+    """Steps two optimizers itself, at every second batch."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if batch_idx % 2:
+            self.manual_backward(loss)
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+
+    def configure_optimizers(self):
+        halves = list(self.parameters())[::2], list(self.parameters())[1::2]
+        return [torch.optim.SGD(half, lr=0.1) for half in halves]
+
+
+def train(run, variant="each epoch", probes=()):
+    """Train in this process, from the run's last checkpoint if there is one."""
+    model, saving, options, more = VARIANTS[variant]
+    torch.manual_seed(0)
+    model = {"depth": 2, "width": 8, **model}
+    module = ByHand(**model) if model.pop("by_hand", False) else LitMLPBN(**model)
+    save = {"save_last": "link", "enable_version_counter": False} | saving
+    callbacks = [
+        ActivationRateMonitor(cadence=4, num_examples=16),
+        *probes,
+        *(make() for make in more),
+        StepSeed(0),
+        ExactResume(),
+        ModelCheckpoint(run / "checkpoints", **save),
+    ]
+    defaults = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 2,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+    }
+    trainer = Trainer(logger=RunHistory(run), callbacks=callbacks, **defaults | options)
+    data = Digits(num_train=60, num_val=20, batch_size=20, augment=True)
+    last = last_checkpoint(run) if checkpoints(run) else None
+    trainer.fit(module, data, ckpt_path=last)
+    if trainer.is_global_zero:
+        torch.save(module.state_dict(), run / "weights.pt")
+    return 0
+
+
+def trained(run, *args, at=None, act=kill_all, **options):
+    """Return the exit status of `train` in a process that is killed at a moment."""
+
+    def go():
+        if at is not None:
+            interrupt(at, act)
+        return train(run, *args, **options)
+
+    return forked(go, said=run.with_suffix(".txt"))
+
+
+def said(run):
+    return run.with_suffix(".txt").read_text()
+
+
+def assert_same_runs(broken, whole):
+    ours, theirs = recorded(broken), recorded(whole)
+    for part in theirs:
+        assert ours[part] == theirs[part], (part, said(broken))
+    weights = [torch.load(run / "weights.pt") for run in (broken, whole)]
+    assert_same(*weights)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_that_is_killed_after_each_checkpoint_is_the_unbroken_one(
+    tmp_path, variant
+):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert trained(whole, variant) == 0, said(whole)
+    kills = 0
+    while trained(broken, variant, at=SAVED) == -signal.SIGKILL:
+        kills += 1
+        assert kills < 10, said(broken)
+    assert kills >= 2, said(broken)
+    assert_same_runs(broken, whole)
+
+
 # ten batches an epoch
 CONFIG = """
 trainer:
@@ -63,7 +239,7 @@ def fit(folder, *args, accumulate=1):
             *args,
         ],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": IMPORTED},
         capture_output=True,
         text=True,
         timeout=300,

@@ -19,6 +19,7 @@ from lit_resnorm.data import DataModule
 from lit_resnorm.data.sampling import StepSeed
 from lit_resnorm.runs.files import CHECKPOINTS, logged_config
 from lit_resnorm.runs.history import RunHistory
+from lit_resnorm.runs.resuming import ExactResume
 from lit_resnorm.runs.wandb import WandbHistory
 
 _WANDB = {
@@ -33,8 +34,8 @@ def with_defaults(options: Namespace, *, has_wandb: bool) -> dict[str, Any]:
     """Return the options that change, nested.
 
     Loggers: RunHistory and W&B offline, where `trainer.logger` isn't set. Callbacks:
-    a progress bar, a checkpoint at the end of each epoch, and step seeds, beside those
-    that are given.
+    a progress bar, a checkpoint at the end of each epoch, step seeds and `ExactResume`,
+    beside those that are given.
 
     Args:
         options: Options of a subcommand.
@@ -84,6 +85,8 @@ def _callbacks(options: Namespace) -> list[Any]:
         seed = options.seed_everything
         init = {"seed": seed if type(seed) is int else 0}
         added.append({"class_path": _path(StepSeed), "init_args": init})
+    if not _any(given, ExactResume):
+        added.append({"class_path": _path(ExactResume)})
     return [*given, *added]
 
 
@@ -102,6 +105,13 @@ def filled_in(options: Namespace, run_dir: Path) -> None:
             logger.init_args.save_dir = str(run_dir)
         if _is(logger, WandbLogger):
             _fill_wandb(logger.init_args, options, run_dir)
+
+
+def keeps_checkpoints_in_run(options: Namespace) -> bool:
+    """Say whether checkpoints are written, and none outside of the run directory."""
+    given = _many(options.trainer.callbacks)
+    found = [callback for callback in given if _is(callback, ModelCheckpoint)]
+    return bool(found) and all(one.init_args.dirpath is None for one in found)
 
 
 def without_traces(options: Namespace) -> None:

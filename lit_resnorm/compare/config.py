@@ -27,7 +27,7 @@ _TWINS = {
 # What says where and under which name a run was made, not what it is.
 _LEFT_OUT = re.compile(
     r"(run|experiment|ckpt_path|config|resumed_from_step|weights_only|trainer\.(logger|default_root_dir)"
-    r"|trainer\.callbacks\.(StepSeed|ModelCheckpoint|\w*ProgressBar|RunReport)"
+    r"|trainer\.callbacks\.(StepSeed|ExactResume|ModelCheckpoint|\w*ProgressBar|RunReport)"
     r"|.*\b(dirpath|save_dir|root|run_name|run_id|_instantiator|_class_path))(\..*)?"
     r"|_.*"
 )

@@ -10,14 +10,23 @@ from lit_resnorm import exported
 if TYPE_CHECKING:
     from lit_resnorm.runs.files import Run, read_run
     from lit_resnorm.runs.history import RunHistory
+    from lit_resnorm.runs.resuming import ExactResume
     from lit_resnorm.runs.wandb import WandbHistory
     from lit_resnorm.runs.wandb_offline import read_offline_wandb
 
-__all__ = ["Run", "RunHistory", "WandbHistory", "read_offline_wandb", "read_run"]
+__all__ = [
+    "ExactResume",
+    "Run",
+    "RunHistory",
+    "WandbHistory",
+    "read_offline_wandb",
+    "read_run",
+]
 
 __getattr__ = exported(
     __name__,
     {
+        "ExactResume": "resuming",
         "Run": "files",
         "RunHistory": "history",
         "WandbHistory": "wandb",

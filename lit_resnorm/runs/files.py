@@ -55,6 +55,10 @@ FORMER_PATHS = {
 """What configs of earlier versions name, and where it is now."""
 RESUMED = "resumed_from_step"
 """Key of a W&B config: the step of the checkpoint with which a process began."""
+PENDING = "pending"
+"""Key of a checkpoint: what the run had still to do at its step."""
+LOGGED = "logged"
+"""Key of a checkpoint: for each `RunHistory` the number of its rows and a checksum."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,17 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_resnorm.runs.files import CONFIG, HISTORY, SUMMARY, read_config, summarise
+from lit_resnorm.runs.files import (
+    CONFIG,
+    HISTORY,
+    LOGGED,
+    PENDING,
+    SUMMARY,
+    read_config,
+    summarise,
+)
 from lit_resnorm.runs.json_lines import read_rows, replace_file
-from lit_resnorm.runs.steps import StepCount, run_status
+from lit_resnorm.runs.steps import StepCount, is_under_way, run_status
 from lit_resnorm.runs.writer import RunWriter
 from lit_resnorm.steps import checkpoint_steps, steps_taken
 
@@ -47,9 +56,14 @@ class RunHistory(Logger):
     Args:
         save_dir: The run directory, made when needed. The command line fills it in.
 
+    Another process that would write the same directory meanwhile is refused, and where
+    the files can't be written, or were taken away, the run fails, at its end at last.
+    A run that goes on where rows are missing says so.
+
     Raises:
         ValueError: If `save_dir` is None; at the start of `fit`, if the directory
-            holds the steps of another run and no checkpoint is resumed.
+            holds the steps of another run and no checkpoint is resumed, or another
+            process writes it.
     """
 
     def __init__(self, save_dir: str | os.PathLike[str] | None = None) -> None:
@@ -102,23 +116,64 @@ class RunHistory(Logger):
         del input_array
         checkpoint = self._steps.begin(model)
         trainer = self._steps.trainer
-        if trainer is not None and trainer.state.fn == "fit":
-            self._start_fit(trainer, checkpoint)
-        earlier = self._summary()
-        self._seconds_before = earlier.get("seconds", 0.0)
+        self.path.mkdir(parents=True, exist_ok=True)
         self._began, self.ended = time.monotonic(), {}
+        if trainer is not None and trainer.state.fn == "fit":
+            self._start_fit(trainer, checkpoint or {})
+        self._seconds_before = self._summary().get("seconds", 0.0)
 
-    def _start_fit(
-        self, trainer: Trainer, checkpoint: Mapping[str, Any] | None
-    ) -> None:
+    def _start_fit(self, trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
         if checkpoint:
             steps, epoch = checkpoint_steps(checkpoint), _next_epoch(checkpoint)
         else:
             steps, epoch = steps_taken(trainer), trainer.current_epoch
-        self._writer.go_on(steps, epoch, resumed=bool(checkpoint))
-        if summary := self._summary():
+        marks = checkpoint.get(LOGGED) or ()
+        place = [one for one in trainer.loggers if isinstance(one, RunHistory)]
+        logged = dict(enumerate(marks)).get(place.index(self))
+        begins = self._writer.go_on(
+            steps, epoch, resumed=bool(checkpoint), logged=logged
+        )
+        if checkpoint and not begins:
+            self._look_for_gap(trainer, checkpoint, logged, steps)
+        summary = self._summary()
+        if checkpoint and "values" not in summary:
+            summary["values"] = summarise(read_rows(self.path / HISTORY))
+        if summary:
             # a kill leaves no word of how the earlier training ended
             self._replace_summary({**summary, "status": "running"})
+
+    def _look_for_gap(
+        self,
+        trainer: Trainer,
+        checkpoint: Mapping[str, Any],
+        logged: tuple[int, int] | None,
+        steps: int,
+    ) -> None:
+        """Warn where rows from before a checkpoint of this run are missing."""
+        path = Path(trainer.ckpt_path or "").resolve()
+        is_own = path.is_relative_to(self.path.resolve())
+        if logged is not None and (is_own or self._writer.logged()[0]):
+            rank_zero_warn(
+                f"{self.path / HISTORY} doesn't begin with the {logged[0]} rows that"
+                f" were logged before the checkpoint at step {steps}: rows are missing"
+            )
+            return
+        # an end that is on record came after all rows
+        killed = self._summary().get("status") in (None, "running")
+        if (
+            is_own
+            and killed
+            and PENDING not in checkpoint
+            and _is_amid_rows(checkpoint)
+        ):
+            rank_zero_warn(
+                f"{path} was saved without lit_resnorm.runs.ExactResume: rows of step"
+                f" {steps} may be missing in {self.path / HISTORY}"
+            )
+
+    def logged(self) -> tuple[int, int]:
+        """Return the number of rows that are written, and a checksum of them."""
+        return self._writer.logged()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -182,9 +237,11 @@ class RunHistory(Logger):
         del step
         self._writer.write_images(key, images)
 
+    @rank_zero_only
     def log_verdict(self, key: str, word: str) -> None:
-        """Hold a verdict for `summary.json`."""
+        """Write a verdict into `summary.json`, of a fit at once."""
         self._verdicts[key] = word
+        self._note_at_once("verdicts", self._verdicts)
 
     @rank_zero_only
     def log_quantities(self, quantities: Mapping[str, Mapping[str, Any]]) -> None:
@@ -193,11 +250,14 @@ class RunHistory(Logger):
         Of a fit at once, so that a run that is killed is compared like any other.
         """
         self._quantities |= quantities
-        trainer = self._steps.trainer
-        if trainer is not None and trainer.state.fn == "fit":
+        self._note_at_once("quantities", self._quantities)
+
+    def _note_at_once(self, part: str, values: Mapping[str, Any]) -> None:
+        state = None if self._steps.trainer is None else self._steps.trainer.state
+        if state is not None and (state.fn, state.status) == ("fit", "running"):
             earlier = self._summary()
-            known = {**earlier.get("quantities", {}), **self._quantities}
-            summary = {**earlier, "status": "running", "quantities": known}
+            known = {**earlier.get(part, {}), **values}
+            summary = {**earlier, "status": "running", part: known}
             if summary != earlier:
                 self._replace_summary(summary)
 
@@ -221,10 +281,21 @@ class RunHistory(Logger):
                 `diverged`, `interrupted` (Ctrl-C, SIGTERM) or `failed`, and `running`
                 amid a run; validation and test leave a training's status as it is.
         """
-        self._writer.close()
-        self._write_summary(status)
-        for action in self._when_final:
-            action()
+        trainer = self._steps.trainer
+        errors: list[OSError] = []
+        if trainer is None or not is_under_way(trainer):
+            with _collected(errors):
+                self._writer.close()
+        with _collected(errors):
+            self._write_summary("failed" if errors else status)
+        if not errors:
+            for action in self._when_final:
+                action()
+        elif status == "failed":
+            # of the error that ended the run
+            rank_zero_warn(f"{self.path} is incomplete: {errors[0]}")
+        else:
+            raise errors[0]
 
     def _write_summary(self, status: str) -> None:
         trainer = self._steps.trainer
@@ -259,8 +330,23 @@ class RunHistory(Logger):
             return {}
 
     def _replace_summary(self, summary: Mapping[str, Any]) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
         replace_file(self.path / SUMMARY, json.dumps(summary, indent=1) + "\n")
+
+
+@contextmanager
+def _collected(errors: list[OSError]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        errors.append(error)
+
+
+def _is_amid_rows(checkpoint: Mapping[str, Any]) -> bool:
+    """Say whether a checkpoint was saved before the rows of its step."""
+    loop = checkpoint["loops"]["fit_loop"]
+    progress = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+    now = [each["current"] for each in progress]
+    return any(each["completed"] < each["processed"] for each in now)
 
 
 def _next_epoch(checkpoint: Mapping[str, Any]) -> int:

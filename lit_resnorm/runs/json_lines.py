@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,18 @@ def _is_row(row: Any) -> bool:
     return isinstance(row, dict) and type(row.get("step")) is int
 
 
+def checksum(rows: Iterable[Mapping[str, Any]], before: int = 0) -> int:
+    """Return a checksum of rows in their order.
+
+    Args:
+        rows: The rows.
+        before: Checksum of the rows before them.
+    """
+    for row in rows:
+        before = zlib.crc32(row_line(row).encode(), before)
+    return before
+
+
 def replace_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Let a JSON-lines file hold `rows` alone."""
     text = "".join(map(row_line, rows))
@@ -122,5 +135,9 @@ def replace_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def replace_file(path: Path, text: str) -> None:
     """Write `text` to `path`, which holds the old or the new text at any moment."""
     new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        # else the name may be on the disk before the text is
+        os.fsync(file.fileno())
     os.replace(new, path)

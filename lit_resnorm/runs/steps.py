@@ -104,7 +104,7 @@ def run_status(status: str, trainer: Trainer) -> str:
         `finished`, `diverged` (see `has_diverged`), `interrupted` (Ctrl-C, SIGTERM) or
         `failed`; `running` where it hasn't ended.
     """
-    if _is_under_way(trainer):
+    if is_under_way(trainer):
         return "running"
     if status == "failed":
         stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)
@@ -112,7 +112,7 @@ def run_status(status: str, trainer: Trainer) -> str:
     return "diverged" if has_diverged(trainer) else "finished"
 
 
-def _is_under_way(trainer: Trainer) -> bool:
+def is_under_way(trainer: Trainer) -> bool:
     """Say whether loggers are finalized amid a run, as SLURM's signal has it done."""
     if trainer.state.status != TrainerStatus.RUNNING:
         return False
