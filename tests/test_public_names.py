@@ -39,6 +39,7 @@ EXPORTED = {
         "top_eigenpairs",
     ],
     "lit_resnorm.runs": [
+        "ExactResume",
         "Run",
         "RunHistory",
         "WandbHistory",

@@ -87,10 +87,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{PROGRAM}: error{_place()}: {one_line(error)}\n")
     finally:
         os.environ.pop(RUN_DIR, None)
-        wandb = sys.modules.get("wandb")
+        _finish_wandb(status)
+        if "lit_resnorm.cli.run" in sys.modules:
+            from lit_resnorm.cli.run import let_go
+
+            let_go()
+    return status
+
+
+def _finish_wandb(status: int) -> None:
+    """End the W&B run that is open; say so where its own process has died."""
+    wandb = sys.modules.get("wandb")
+    try:
         if wandb is not None and wandb.run is not None:
             wandb.finish(exit_code=status)
-    return status
+    except Exception as error:
+        sys.stderr.write(f"{PROGRAM}: the W&B run is incomplete: {one_line(error)}\n")
 
 
 def _run(args: list[str]) -> int:

@@ -11,18 +11,25 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning_utilities.core.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
+from lit_resnorm.cli.defaults import keeps_checkpoints_in_run
 from lit_resnorm.runs.checkpoints import VARIANT
 from lit_resnorm.runs.directories import (
     best_checkpoint,
     check_name,
+    clear,
+    has_not_begun,
     known_run,
     last_checkpoint,
     new_run,
 )
 from lit_resnorm.runs.files import CONFIG, RUN_DIR, logged_config
 from lit_resnorm.runs.history import RunHistory
+from lit_resnorm.runs.json_lines import replace_file
+from lit_resnorm.runs.lock import LOCK, hold, release
+
+_held: list[Path] = []
 
 
 def rank() -> int:
@@ -35,9 +42,12 @@ def choose_run(options: Namespace, subcommand: str) -> Path | None:
 
     `last` and `best` go on with a run that is there; a path does where it lies in the
     run that `--run` names. Else the run is a new one, or none under `fast_dev_run`.
+    A run that `--run` names and that was broken off before its first checkpoint was
+    whole begins anew with `last`, as a script that starts a job again needs it.
 
     Raises:
-        ValueError: If a name can't be used, or there is nothing to go on with.
+        ValueError: If a name can't be used, there is nothing to go on with, or another
+            process writes the run.
     """
     root = Path(options.trainer.default_root_dir or ".")
     folder = root / check_name("--experiment", options.experiment)
@@ -47,15 +57,43 @@ def choose_run(options: Namespace, subcommand: str) -> Path | None:
     known = folder / name if name and (folder / name).is_dir() else None
     if word in ("last", "best"):
         run = _agreed(options, lambda: known_run(folder, name))
-        find = last_checkpoint if word == "last" else best_checkpoint
-        options.ckpt_path = str(find(run))
     elif known and (subcommand != "fit" or _is_in(known, word)):
         run = known
     elif traceless:
         return None
     else:
         run = _agreed(options, lambda: new_run(folder, name))
+    if not traceless:
+        _hold(run)
+    if word in ("last", "best"):
+        options.ckpt_path = _chosen_checkpoint(options, subcommand, run)
     return None if traceless else run
+
+
+def _chosen_checkpoint(options: Namespace, subcommand: str, run: Path) -> str | None:
+    """Return the checkpoint that a word means; None where the run begins anew."""
+    if options.ckpt_path == "best":
+        return str(best_checkpoint(run))
+    may_begin = subcommand == "fit" and options.run is not None
+    if may_begin and keeps_checkpoints_in_run(options) and has_not_begun(run):
+        if not rank():
+            rank_zero_info(f"--ckpt_path last: {run} has no checkpoint, it begins anew")
+            clear(run)
+        return None
+    return str(last_checkpoint(run))
+
+
+def _hold(run: Path) -> None:
+    """Keep other processes from writing a run, until `forget_run` or `let_go`."""
+    if not rank() and run not in _held:
+        hold(run)
+        _held.append(run)
+
+
+def let_go() -> None:
+    """Let other processes write the runs that were chosen."""
+    while _held:
+        release(_held.pop())
 
 
 def _is_in(run: Path, checkpoint: str | None) -> bool:
@@ -80,8 +118,9 @@ def forget_run(run: Path | None) -> None:
     """Take away the directory of a run that never began."""
     if run is None or rank():
         return
-    if [path.name for path in run.glob("*")] == [CONFIG]:
-        (run / CONFIG).unlink()
+    if {path.name for path in run.glob("*")} <= {CONFIG, LOCK}:
+        for name in (CONFIG, LOCK):
+            (run / name).unlink(missing_ok=True)
     for folder in (run, run.parent):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
@@ -120,7 +159,7 @@ class RunConfig(SaveConfigCallback):
         if self.run_dir is not None:
             path = self.run_dir / CONFIG
             if stage == "fit" or not path.exists():
-                path.write_text(text, encoding="utf-8")
+                replace_file(path, text)
         logged = logged_config(yaml.safe_load(text))
         for logger in trainer.loggers:
             own = isinstance(logger, RunHistory) and logger.path == self.run_dir

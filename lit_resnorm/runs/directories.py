@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import zipfile
 from datetime import datetime
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lit_resnorm.printable import printable
 from lit_resnorm.runs.checkpoints import checkpoints_in, load_checkpoint, saved_at
-from lit_resnorm.runs.files import CHECKPOINTS
+from lit_resnorm.runs.files import CHECKPOINTS, FIGURES, HISTORY, SUMMARY, TABLES
 
 _NAME = re.compile(r"[^\W_][\w .+=@-]{0,99}")
 
@@ -103,6 +106,26 @@ def last_checkpoint(run: Path) -> Path:
             f" {damaged[0]})"
         )
     raise ValueError(f"--ckpt_path last: {run} has no checkpoint")
+
+
+def has_not_begun(run: Path) -> bool:
+    """Say whether a run was broken off before its first checkpoint was written."""
+    if any(zipfile.is_zipfile(path) for path in checkpoints(run)):
+        return False
+    try:
+        summary = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
+    ended = isinstance(summary, dict) and summary.get("status")
+    return ended not in ("finished", "diverged")
+
+
+def clear(run: Path) -> None:
+    """Take away what a run directory holds of an earlier beginning."""
+    for path in [*run.glob(f"{CHECKPOINTS}/*.ckpt"), run / HISTORY, run / SUMMARY]:
+        path.unlink(missing_ok=True)
+    for folder in (TABLES, FIGURES):
+        shutil.rmtree(run / folder, ignore_errors=True)
 
 
 def best_checkpoint(run: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_resnorm.runs.files import RESUMED, SITE_KEY
@@ -90,6 +91,13 @@ class WandbHistory(WandbLogger):
         Args:
             status: Lightning's word, "success" or "failed".
         """
+        try:
+            self._finalize(status)
+        except Exception as error:
+            # W&B's process may have died; what ended the run is not to be lost
+            rank_zero_warn(f"the W&B run is incomplete: {error!r}")
+
+    def _finalize(self, status: str) -> None:
         super().finalize(status)
         trainer = self._steps.trainer
         if trainer is None or self._experiment is None:
