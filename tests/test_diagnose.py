@@ -266,7 +266,7 @@ def test_output_and_target_tell_the_loss(num_outputs, target, expected):
     batch = x, target(6)
     loss = loss_of(net, net(x), batch)
     assert loss.distribution == expected
-    assert loss.of(net, net(x), batch).shape == (6,)
+    assert loss.of_examples(net, net(x), batch).shape == (6,)
 
 
 def test_a_given_loss_and_dict_batches_are_taken():

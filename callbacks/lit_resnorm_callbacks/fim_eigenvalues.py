@@ -308,7 +308,7 @@ class FIMEigenvalueProbe(Probe):
         return fisher_spectrum(
             module,
             batch,
-            output=self.likelihood.of(module).output,
+            output=self.likelihood.for_module(module).output,
             norm_mode=self.norm_mode,
             tol=self.tol,
             forward=self.forward_fn,

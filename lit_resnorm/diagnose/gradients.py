@@ -99,7 +99,7 @@ class _Passes:
             ]
             torch.autograd.backward(outputs, grads)
             return
-        losses = self.loss.of(self.model, output, batch)
+        losses = self.loss.of_examples(self.model, output, batch)
         # a mean that the loss took itself becomes the sum again
         total = losses.sum() if losses.ndim else losses * num_rows(batch)
         if total.requires_grad:

@@ -52,7 +52,7 @@ class Trials:
     def __init__(self, subject: Subject, descent: Descent) -> None:
         self.module, self.batch, self.descent = subject.module, subject.batch, descent
         loss, forward = subject.loss, subject.forward
-        self.losses: Losses = lambda model, rows: loss.of(
+        self.losses: Losses = lambda model, rows: loss.of_examples(
             model, forward(model, rows), rows
         )
         self.function = ModelFunction(self.module, self.losses)

@@ -29,7 +29,7 @@ class Cadence:
         check_count("cadence", self.every_n_steps)
 
     @classmethod
-    def of(cls, option: Cadence | Mapping[str, Any] | int) -> Cadence:
+    def from_option(cls, option: Cadence | Mapping[str, Any] | int) -> Cadence:
         """Return the cadence that a probe's option asks for.
 
         Args:

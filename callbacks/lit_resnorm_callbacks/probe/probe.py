@@ -157,7 +157,7 @@ class Probe(Guarded, ABC):
         if batch is not None and dataloader is not None:
             raise ValueError("batch and dataloader are both given; give one")
         self.name = name
-        self.cadence = Cadence.of(cadence)
+        self.cadence = Cadence.from_option(cadence)
         self.num_examples = check_count("num_examples", num_examples)
         self.norm_mode = check_norm_mode(norm_mode)
         self.sites = sites

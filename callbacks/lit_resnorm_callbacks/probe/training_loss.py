@@ -97,7 +97,7 @@ def _loss_in(found: Any) -> Tensor:
 
 def _slope(loss: Tensor, weights: list[Tensor]) -> Slope:
     try:
-        return Slope.of(loss, weights)
+        return Slope.of_loss(loss, weights)
     except RuntimeError as error:
         raise NotComparableError(
             f"the training loss has no gradient ({error})"

@@ -34,7 +34,7 @@ class Influence:
     norm_mode: str
 
     @classmethod
-    def of(
+    def of_run(
         cls,
         trainer: Trainer,
         module: LightningModule,

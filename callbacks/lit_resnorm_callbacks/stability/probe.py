@@ -297,7 +297,7 @@ class StabilityProbe(Probe):
             self._follower.training = training = self._train_twins(trainer, pl_module)
             self._copies = training.twins
         else:
-            self._influence = Influence.of(
+            self._influence = Influence.of_run(
                 trainer,
                 pl_module,
                 num_train=size,

@@ -212,7 +212,7 @@ class Twins(Copies):
         begin = {name: value.clone() for name, value in buffers.items()}
         with around(), eager():
             losses_B, _ = bound.with_weights(leaves | begin, batch)
-            loss = reduction.of(losses_B)
+            loss = reduction.of_losses(losses_B)
         grads = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True)
         named = zip(leaves, grads, strict=True)
         return losses_B.detach(), {n: g for n, g in named if g is not None}

@@ -11,7 +11,7 @@ from lit_resnorm.measures.fisher.measurement import Measurement
 from lit_resnorm.measures.fisher.stores import Sizes
 
 
-def matrix_is_cheaper(of: Measurement, num_eigenvalues: int) -> bool:
+def matrix_is_cheaper(measured: Measurement, num_eigenvalues: int) -> bool:
     """Return whether the whole matrix costs less than products for the largest k.
 
     Both are counted in multiplications. A product is a backward pass and a forward-mode
@@ -19,27 +19,27 @@ def matrix_is_cheaper(of: Measurement, num_eigenvalues: int) -> bool:
     elementwise work. About `9 + 3 k` of them find the largest k and make sure that no
     larger one is left, most of which a warm start doesn't save.
     """
-    examples = of.examples
-    dim = min(examples.dim, of.num_parameters)
-    if 4 * dim**2 * of.sweep.network.dtype.itemsize > free_memory(
-        of.sweep.network.device
+    examples = measured.examples
+    dim = min(examples.dim, measured.num_parameters)
+    if 4 * dim**2 * measured.sweep.network.dtype.itemsize > free_memory(
+        measured.sweep.network.device
     ):
         return False
     num_products = 9 + 3 * num_eigenvalues
-    if of.coupled:
+    if measured.coupled:
         return examples.dim <= num_products
     forward = matrix = 0.0
     rows, seeds = examples.shards.total, examples.num_seeds
-    for block in of.sweep.blocks:
-        if uses := outer_uses(block.uses(of.sweep.traced)):
+    for block in measured.sweep.blocks:
+        if uses := outer_uses(block.uses(measured.sweep.traced)):
             sizes = Sizes.of_uses(uses)
             forward += rows * sizes.positions * sizes.inputs * sizes.outputs
             matrix += sizes.work(rows, seeds)
         else:
             forward += rows * block.num_parameters
             matrix += examples.dim**2 * block.num_parameters / 2
-    if of.num_parameters < examples.dim:
-        matrix = examples.dim * of.num_parameters**2 / 2
+    if measured.num_parameters < examples.dim:
+        matrix = examples.dim * measured.num_parameters**2 / 2
     # Memory bounds a product with the matrix: it takes the time of about ten
     # multiplications a number.
     iterations = 10.0 * dim**2 * num_products

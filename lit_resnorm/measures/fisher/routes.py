@@ -1,6 +1,6 @@
 """Ways to a spectrum: the trace alone, the whole matrix, or products with it.
 
-Shapes: D dual coefficients of all ranks, P parameters.
+Shapes: D dual coefficients of all ranks, P parameters, B start vectors.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lit_resnorm.measures.fisher.costs import free_memory, matrix_is_cheaper
 from lit_resnorm.measures.fisher.gram import gram_matrix, parameter_matrix
 from lit_resnorm.measures.fisher.measurement import Measurement
 from lit_resnorm.measures.fisher.result import FisherSpectrum
-from lit_resnorm.measures.fisher.start import cold_start, usable_start
+from lit_resnorm.measures.fisher.stores import Store, block_product
 from lit_resnorm.measures.spectra import all_pairs, top_eigenpairs, top_pairs
 
 Layers = Mapping[str, tuple[ParameterBlock, ...]]
@@ -145,7 +145,7 @@ def _decomposed(
 
 def _from_products(measured: Measurement, count: int, layers: Layers) -> FisherSpectrum:
     blocks, options = measured.sweep.blocks, measured.options
-    given = usable_start(options.start, measured)
+    given = _usable_start(options.start, measured)
     traces = block_traces(measured, blocks) if options.trace else {}
 
     def by_iterations(
@@ -160,7 +160,7 @@ def _from_products(measured: Measurement, count: int, layers: Layers) -> FisherS
         )
         start = given if whole else None
         if start is None:
-            start = cold_start(measured, k)
+            start = _cold_start(measured, k)
         trace = sum(traces[block] for block in own) if options.trace else None
         pairs = top_eigenpairs(
             measured.products(names),
@@ -186,6 +186,51 @@ def _from_products(measured: Measurement, count: int, layers: Layers) -> FisherS
     for name, own in layers.items():
         found[name] = by_iterations(_names(own), own)
     return by_iterations((), blocks)
+
+
+def _cold_start(measured: Measurement, num_vectors: int) -> Tensor:
+    """Return start vectors for the largest eigenvalues, shape `(D, B)`, float64.
+
+    They are the largest eigenvectors of the last layer's block, whose Gram matrix is
+    nearly free and resembles that of the whole, with noise that keeps every eigenvector
+    within reach.
+    """
+    noise = torch.Generator().manual_seed(0)
+    mixed_DB = torch.randn(
+        measured.examples.dim, num_vectors, generator=noise, dtype=torch.float64
+    ).to(measured.sweep.network.device)
+    mixed_DB /= mixed_DB.norm(dim=0)
+    last = [block for block in measured.sweep.blocks if block.places][-1:]
+    if measured.coupled or not last:
+        return mixed_DB
+    store = Store(last[0], measured.sweep)
+    measured.sweep(last, lambda _, left: store.keep(left))
+    kept = store.kept(measured.examples.shards)
+    if kept.left is not None and not kept.left.is_floating_point():
+        return mixed_DB
+    pairs = top_eigenpairs(
+        lambda dual_DB: block_product(kept, dual_DB),
+        mixed_DB,
+        num_vectors,
+        tol=0.1,
+        block=num_vectors,
+        max_products=6 * num_vectors,
+        precision=torch.finfo(kept.rows.dtype).eps,
+    )
+    return pairs.vectors + 0.1 * mixed_DB
+
+
+def _usable_start(start: Tensor | None, measured: Measurement) -> Tensor | None:
+    """Return the start vectors that are such of this measurement; None without any.
+
+    Of another batch, or of a measurement that came to nothing, none are: columns must
+    have the dual space's dimension, finite numbers, and not be zero.
+    """
+    if start is None or start.ndim != 2 or start.shape[0] != measured.examples.dim:
+        return None
+    lengths_B = start.double().norm(dim=0)
+    start = start[:, lengths_B.isfinite() & (lengths_B > 0)]
+    return start if start.shape[1] else None
 
 
 def check_memory(dim: int, measured: Measurement) -> None:

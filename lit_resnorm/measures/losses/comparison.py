@@ -34,7 +34,7 @@ class Slope:
     tolerance: float
 
     @classmethod
-    def of(cls, loss: Tensor, weights: Sequence[Tensor]) -> Slope:
+    def of_loss(cls, loss: Tensor, weights: Sequence[Tensor]) -> Slope:
         """Return value and gradient of a loss; its graph is kept."""
         grads = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
         flat = [
@@ -169,7 +169,7 @@ class Trained:
             loss = read.losses(target)(output, target).mean()
         except ValueError:
             return None  # labels beyond the classes, or none that counts
-        return Slope.of(loss, self.weights)
+        return Slope.of_loss(loss, self.weights)
 
 
 def fits(likelihood: Likelihood, output: Tensor, target: Tensor) -> bool:

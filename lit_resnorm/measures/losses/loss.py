@@ -38,7 +38,7 @@ class Loss:
         """Distribution of the output that the loss belongs to; None: there is none."""
         return None if self.likelihood is None else self.likelihood.output
 
-    def of(self, module: nn.Module, output: Any, batch: Any) -> Tensor:
+    def of_examples(self, module: nn.Module, output: Any, batch: Any) -> Tensor:
         """Return the losses of the examples, or their mean.
 
         Raises:

@@ -47,7 +47,7 @@ class LikelihoodOptions:
                 " positive"
             )
 
-    def of(self, module: nn.Module) -> Likelihood:
+    def for_module(self, module: nn.Module) -> Likelihood:
         """Return what the module's loss tells; options that are given come first."""
         auto = self.output == "auto"
         told = likelihood_of(module) if auto else Likelihood(self.output)
@@ -61,7 +61,7 @@ class LikelihoodOptions:
 
     def scale(self, module: nn.Module, batch: Any) -> float:
         """Return the loss over the mean of the negative log-likelihoods."""
-        told = self.of(module)
+        told = self.for_module(module)
         if told.scale is None:
             num = self._num_outputs(module, batch, told.output)
             told = replace(told, num_outputs=num)
@@ -73,7 +73,7 @@ class LikelihoodOptions:
         Raises:
             ValueError: If classes have weights, and labels are no classes.
         """
-        told, target = self.of(module), self.target_fn(batch)
+        told, target = self.for_module(module), self.target_fn(batch)
         if told.class_weights is not None and not are_labels(target):
             raise ValueError(
                 "class_weights needs labels that are class indices, and the probe batch"
@@ -89,7 +89,7 @@ class LikelihoodOptions:
         """
         self.weights(module, batch)
         self._check_targets(module, batch)
-        told = self.of(module)
+        told = self.for_module(module)
         given = told.class_weights
         if given is None:
             return
@@ -157,7 +157,7 @@ class LikelihoodOptions:
         """Return what is read, and the output with classes where they usually are."""
         if self.class_dim is not None:
             output = output.movedim(self.class_dim, class_dim_of(output))
-        told = self.of(module)
+        told = self.for_module(module)
         if told.output == "auto":
             single = output.ndim == 1 or output.shape[class_dim_of(output)] == 1
             told = replace(told, output="bernoulli" if single else "softmax")
@@ -166,7 +166,7 @@ class LikelihoodOptions:
     def _check_targets(self, module: nn.Module, batch: Any) -> None:
         """Refuse to take for logits what is compared with numbers."""
         target = self.target_fn(batch)
-        if self.of(module).output != "auto" or not isinstance(target, Tensor):
+        if self.for_module(module).output != "auto" or not isinstance(target, Tensor):
             return
         if not target.is_floating_point() or not len(target):
             return

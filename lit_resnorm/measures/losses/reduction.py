@@ -54,7 +54,7 @@ class Reduction:
             return "mean"
         return "sum" if self.summed else "weighted mean"
 
-    def of(self, losses_B: Tensor) -> Tensor:
+    def of_losses(self, losses_B: Tensor) -> Tensor:
         """Return the loss of the batch, 0-d."""
         weights_B = self.weights.to(losses_B)
         total = (losses_B * weights_B).sum()
@@ -71,7 +71,7 @@ class Reduction:
         Raises:
             ValueError: If they don't, beyond rounding.
         """
-        made, own = self.of(losses_B.double()), loss.detach().double()
+        made, own = self.of_losses(losses_B.double()), loss.detach().double()
         tolerance = torch.finfo(losses_B.dtype).eps ** 0.5
         if not torch.isclose(own, made, rtol=tolerance, atol=tolerance, equal_nan=True):
             raise ValueError(
