@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 import yaml
@@ -39,6 +39,8 @@ from lit_resnorm.cli.checks import (
 )
 from lit_resnorm.cli.config_files import check_config_files
 from lit_resnorm.cli.defaults import filled_in, with_defaults, without_traces
+from lit_resnorm.cli.display import suit_output
+from lit_resnorm.cli.fit_help import make_readable
 from lit_resnorm.cli.noise import silence_lightning
 from lit_resnorm.cli.options import OptionParser, explained, made_wrongly
 from lit_resnorm.cli.run import RunConfig, choose_run, forget_run, rank
@@ -137,6 +139,13 @@ class ResNormCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Return a parser that raises instead of leaving the process."""
         return super().init_parser(**{"parser_mode": _YAML, **kwargs})
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        make_readable(cast(OptionParser, parser), subcommand)
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of run directories."""
@@ -258,6 +267,7 @@ class ResNormCLI(LightningCLI):
             check_callback_names(callbacks or ())
             self._prepare_data()
             self.trainer = self.instantiate_trainer()
+            suit_output(self.trainer)
             # the last, so that what the others refuse at the first batch is refused
             callbacks_of(self.trainer).append(self._beginning)
         except Exception as error:

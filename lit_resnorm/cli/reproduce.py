@@ -85,9 +85,21 @@ def _parser() -> argparse.ArgumentParser:
         "out came out. An interrupted run goes on by the same command.",
     )
     parser.add_argument("items", nargs="*", metavar="ITEM", help="see --list; or all")
-    parser.add_argument("--scale", choices=("small", "full"), default="small")
     parser.add_argument(
-        "--out", type=Path, default=Path("reproduced"), help="folder of the results"
+        "--scale",
+        choices=("small", "full"),
+        default="small",
+        help="small (default): narrower or fewer networks and seeds, on data that come"
+        " with scikit-learn, in seconds to minutes an item on a laptop; full: the"
+        " paper's own sizes and data ($LIT_RESNORM_DATA), in hours",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("reproduced"),
+        metavar="DIR",
+        help="folder of the results (default: reproduced, here); DIR/ITEM/ gets"
+        " verdict.json, curves.csv, figure.png and figure.svg",
     )
     parser.add_argument("--list", action="store_true", help="print the items and leave")
     parser.add_argument("--seed", type=int, default=0, help="base of all seeds")

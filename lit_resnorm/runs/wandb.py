@@ -33,6 +33,12 @@ class WandbHistory(WandbLogger):
     Arguments are those of `WandbLogger`.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # wandb warns of it whatever it is set to
+        if self._wandb_init.get("anonymous") is None:
+            self._wandb_init.pop("anonymous", None)
+
     @cached_property
     def _steps(self) -> StepCount:
         return StepCount()

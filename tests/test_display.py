@@ -1,0 +1,105 @@
+"""What the command line shows of a run, and its help."""
+
+import re
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+from lit_resnorm.cli import display, main
+from lit_resnorm.cli.fit_help import plain
+from lit_resnorm.runs.wandb import WandbHistory
+
+FIT = [
+    *("fit", "--model", "LitResNetBN", "--model.depth", "2", "--model.width", "8"),
+    *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "2"),
+    *("--trainer.logger", "RunHistory", "--trainer.log_every_n_steps", "1"),
+    *("--data.num_train", "60", "--data.batch_size", "20"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_what_is_no_terminal_gets_lines_in_place_of_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr(display, "_SECONDS", 0.0)
+    assert main(FIT) == 0
+    captured = capsys.readouterr()
+    lines = [line for line in captured.out.splitlines() if line.startswith("epoch")]
+    assert re.fullmatch(r"epoch 1 of 2, batch 1 of 3, step 1.* \d+ s", lines[0])
+    assert len(lines) == 2 * 3 + 1
+    assert re.fullmatch(r"epoch 2 of 2 done, step 6, train/loss .* \d+ s", lines[-1])
+    # a bar is drawn over itself
+    assert "\r" not in captured.out + captured.err
+    assert "\x1b" not in captured.out + captured.err
+
+
+def test_a_short_run_gets_one_line_and_a_table_without_empty_columns(capsys):
+    assert main(FIT) == 0
+    out = capsys.readouterr().out
+    assert out.count("epoch") == 1
+    assert "FLOPs" not in out
+    assert re.search(r"\bnet +Net +848\b", out)
+    assert re.search(r"\d[\d,]+ parameters, \d+ of them not trained", out)
+
+
+def test_a_bar_and_a_summary_of_a_users_own_stay():
+    class Bar(RichProgressBar):
+        pass
+
+    bar = Bar()
+    trainer = Trainer(callbacks=[bar], logger=False, enable_checkpointing=False)
+    display.suit_output(trainer)
+    assert trainer.progress_bar_callback is bar
+
+
+def test_nothing_is_advertised(capsys, caplog):
+    with caplog.at_level("INFO"):
+        assert main([*FIT, "--trainer.enable_progress_bar", "false"]) == 0
+    captured = capsys.readouterr()
+    said = captured.out + captured.err + caplog.text
+    for word in ("Tip", "litlogger", "available: False", "TPU", "Seed set", "FLOPs"):
+        assert word not in said
+
+
+@pytest.mark.parametrize(
+    ("markup", "words"),
+    [
+        (":class:`~lightning.pytorch.Trainer` and", "Trainer and"),
+        (":class:`datetime.timedelta`", "datetime.timedelta"),
+        ("see :ref:`the docs <lightning-cli>`.", "see the docs."),
+        ("``True`` or ``'a'``", "True or 'a'"),
+        ("`Notes <https://a.b/c>`_", "Notes (https://a.b/c)"),
+        ("**one** of 2**32 and 3**2", "one of 2**32 and 3**2"),
+    ],
+)
+def test_help_is_free_of_markup(markup, words):
+    assert plain(markup) == words
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_the_help_of_a_command_is_grouped_and_says_what_to_type_next(capsys, command):
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: lit-resnorm {command} [--config FILE")
+    titles = [line for line in out.splitlines() if re.fullmatch(r"[A-Z][\w ]+:", line)]
+    assert titles == ["Run:", "Model:", "Data:", "Start from:", "Trainer:"]
+    flat = " ".join(out.split())
+    assert "--model LitResNetBN --model.depth 20 --model.optimizer Adam" in flat
+    assert not re.search(r"``|:\w+:`|`_|<class", out)
+
+
+def test_the_help_of_reproduce_says_what_scales_are_and_where_results_go(capsys):
+    assert main(["reproduce", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert re.search("small .*seconds to minutes.*full: .*sizes and data", out)
+    assert "verdict.json, curves.csv, figure.png" in out
+    assert not Path("reproduced").exists()
+
+
+def test_wandb_is_not_given_what_it_warns_of(tmp_path):
+    # what wandb.init is called with, which says so in the terminal alone
+    assert "anonymous" not in WandbHistory(save_dir=tmp_path)._wandb_init
