@@ -109,6 +109,21 @@ def test_a_loader_with_generators_of_its_own_gives_the_same_examples_each_time(m
         assert torch.equal(first[1], other[1])
 
 
+@pytest.mark.parametrize("probe", [ActivationRateMonitor, StabilityProbe])
+def test_a_validation_loader_whose_workers_stay_is_read(probe):
+    def trained(probes):
+        L.seed_everything(7, verbose=False)
+        train = DataLoader(vectors(), 8, shuffle=True)
+        workers = {"num_workers": 1, "persistent_workers": True}
+        # The sanity check of validation starts them.
+        trainer, module = quiet_trainer(max_epochs=2, callbacks=probes), FunctionalNet()
+        trainer.fit(module, train, DataLoader(vectors(seed=1), 8, **workers))
+        return module.state_dict()
+
+    bare, probed = trained([]), trained([probe(cadence=3, num_examples=12)])
+    assert all(torch.equal(value, bare[name]) for name, value in probed.items())
+
+
 class Lazy(FunctionalNet):
     """A net whose weights are drawn in its first pass."""
 

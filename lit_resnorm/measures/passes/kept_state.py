@@ -506,7 +506,8 @@ def _position(iterator: Iterator[Any]) -> Any:
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
             return pickle.dumps(iterator)
-        except (TypeError, AttributeError, pickle.PicklingError):
+        except Exception:
+            # Any class may refuse in a way of its own, as loaders with workers do.
             return repr(iterator)
 
 
