@@ -4,7 +4,9 @@ import copy
 import functools
 import json
 import math
+import os
 import random
+import traceback
 import warnings
 
 import lightning as L
@@ -18,8 +20,11 @@ from lightning.pytorch.utilities.exceptions import _TunerExitException
 from small import FunctionalNet, loaders, quiet_trainer, vectors
 from stateful import Stateful
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import lit_resnorm
+import lit_resnorm_callbacks
 from lit_resnorm.data import Digits
 from lit_resnorm.measures.passes.tracing import trace
 from lit_resnorm.measures.passes.untouched import identity, untouched
@@ -46,7 +51,7 @@ every_probe_by_site = pytest.mark.parametrize("probe", BY_SITE.values(), ids=BY_
 
 def fit(probes, *, steps=20, module=None, num_workers=0, **options):
     L.seed_everything(7, verbose=False)
-    module = module or FunctionalNet()
+    module = FunctionalNet() if module is None else module
     trainer = quiet_trainer(max_steps=steps, callbacks=probes, **options)
     trainer.fit(module, *loaders(num_workers=num_workers))
     return trainer, module
@@ -464,6 +469,57 @@ def test_compiled_modules_are_measured_in_their_eager_form(probe):
     measured = values(trainer, probe().name)
     assert any(".inner." in key for key in measured)
     assert not any("_orig_mod" in key for key in measured)
+
+
+OURS = tuple(
+    os.path.dirname(package.__file__)
+    for package in (lit_resnorm, lit_resnorm_callbacks)
+)
+COMPILED_PASSES = []
+"""Of each call of compiled code, whether something of ours made it."""
+
+
+def noted(graph, inputs):
+    """Compile by running as it is, and note who calls."""
+    del inputs
+
+    def call(*args):
+        files = [frame.filename for frame in traceback.extract_stack()]
+        COMPILED_PASSES.append(any(file.startswith(OURS) for file in files))
+        return graph(*args)
+
+    return call
+
+
+class CallsACompiledFunction(FunctionalNet):
+    relu = staticmethod(torch.compile(F.relu, backend=noted))
+
+    def forward(self, x):
+        return super().forward(self.relu(x))
+
+
+COMPILED = {
+    "module of Lightning": lambda: torch.compile(FunctionalNet(), backend=noted),
+    "function": CallsACompiledFunction,
+}
+
+
+# Dynamo's, where it traces `self.log`.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("make", COMPILED.values(), ids=COMPILED)
+@every_probe
+def test_passes_of_probes_run_nothing_that_is_compiled(probe, make):
+    def run(probes):
+        torch.compiler.reset()
+        COMPILED_PASSES.clear()
+        L.seed_everything(7, verbose=False)
+        trainer, module = fit(probes, steps=4, module=make())
+        assert COMPILED_PASSES
+        return training_state(trainer, module)
+
+    probed = run([probe(cadence=2, num_examples=24)])
+    assert not any(COMPILED_PASSES)
+    assert_same_state(probed, run([]))
 
 
 @every_probe

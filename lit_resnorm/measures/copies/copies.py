@@ -5,9 +5,7 @@ Dimensions: K copies, B examples of a batch, R rows that a copy takes of it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -199,13 +197,6 @@ def trained_parameters(model: nn.Module, optimizer: Optimizer) -> list[str]:
     if not found:
         raise ValueError("the optimizer trains no parameter of the model")
     return found
-
-
-def eager() -> AbstractContextManager[Any]:
-    """Return a context in which compiled modules run uncompiled, as vmap needs."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
 
 
 def _stack(value: Tensor, num: int) -> Tensor:

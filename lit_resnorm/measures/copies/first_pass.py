@@ -24,11 +24,11 @@ from lit_resnorm.measures.copies.attributes import (
 from lit_resnorm.measures.copies.copies import (
     Losses,
     ModelFunction,
-    eager,
     with_buffers,
 )
 from lit_resnorm.measures.passes.batch_norms import BATCH_NORMS, over_rows
 from lit_resnorm.measures.passes.batches import num_rows, take_rows
+from lit_resnorm.measures.passes.compilation import uncompiled
 from lit_resnorm.measures.passes.random_states import RandomStates
 
 Around = Callable[[], AbstractContextManager[Any]]
@@ -92,11 +92,11 @@ def run_first_pass(
         for n, p in model.named_parameters()
     }
     own |= {n: b.clone() for n, b in buffers.items()}
-    with around(), _counted_bytes() as memory, eager(), _NormWatch() as norms:
+    with around(), _counted_bytes() as memory, uncompiled(), _NormWatch() as norms:
         states = RandomStates.now()
         (losses_B, left), after = bound.with_weights(own, batch)
         draws = states.moved()
-    with around(), eager():
+    with around(), uncompiled():
         coupled = _over_rows(
             norms.shapes, lambda rows: bound.with_weights(own, rows), batch
         )
@@ -136,7 +136,7 @@ def _pair(
     around: Around,
 ) -> Any:
     try:
-        with around(), eager():
+        with around(), uncompiled():
             return bound.for_each(pair, batch, rows_KR)
     except Exception:
         # Whatever a model does that vmap can't; the pass alone has just worked.

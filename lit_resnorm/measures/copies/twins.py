@@ -23,7 +23,6 @@ from lit_resnorm.measures.copies.copies import (
     Copies,
     Losses,
     ModelFunction,
-    eager,
     trained_parameters,
     with_buffers,
 )
@@ -31,6 +30,7 @@ from lit_resnorm.measures.copies.first_pass import Around, FirstPass, run_first_
 from lit_resnorm.measures.copies.optimizer import StackedOptimizer, check_elementwise
 from lit_resnorm.measures.losses import Reduction
 from lit_resnorm.measures.passes.batches import take_rows
+from lit_resnorm.measures.passes.compilation import uncompiled
 from lit_resnorm.measures.passes.parameter_writes import parameters_kept
 from lit_resnorm.measures.passes.untouched import Reduce
 
@@ -210,7 +210,7 @@ class Twins(Copies):
         own = {name: self.originals[name] for name in self._active}
         leaves = {n: p.detach().clone().requires_grad_() for n, p in own.items()}
         begin = {name: value.clone() for name, value in buffers.items()}
-        with around(), eager():
+        with around(), uncompiled():
             losses_B, _ = bound.with_weights(leaves | begin, batch)
             loss = reduction.of_losses(losses_B)
         grads = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True)
@@ -395,7 +395,7 @@ class Twins(Copies):
         leaves = {name: own[name].requires_grad_() for name in self._active}
         buffers = {n: b[at].clone() for n, b in self.buffers.items()}
         with parameters_kept(self.model):
-            with around(), eager():
+            with around(), uncompiled():
                 losses_KR, left = self._run(members, own | buffers, batch, share.rows)
                 weights = share.weights.to(losses_KR)
                 total = (losses_KR * weights).sum()

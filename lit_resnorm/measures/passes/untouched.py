@@ -6,7 +6,6 @@ norm does (`norm_mode`), so that each measure states it in the same three words.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from lit_resnorm.measures.passes.batch_norms import (
     over_rows,
 )
 from lit_resnorm.measures.passes.checkpointing import uncheckpointed
+from lit_resnorm.measures.passes.compilation import uncompiled
 from lit_resnorm.measures.passes.kept_state import state_kept
 from lit_resnorm.measures.passes.lazy_layers import check_initialised
 from lit_resnorm.measures.passes.parameter_writes import parameters_kept
@@ -246,7 +246,8 @@ def untouched(
         stack.enter_context(_module_state(model))
         for device_type in {p.device.type for p in model.parameters()} | {"cpu"}:
             stack.enter_context(torch.autocast(device_type, enabled=False))
-        stack.enter_context(_uncompiled(model))
+        stack.enter_context(uncompiled())
+        stack.enter_context(_without_fastpath())
         stack.enter_context(uncheckpointed())
         yield run
 
@@ -270,21 +271,11 @@ def _module_state(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run compiled modules uncompiled, and attention without its fast path."""
-    fastpath = torch.backends.mha.get_fastpath_enabled()
+def _without_fastpath() -> Iterator[None]:
+    """Run attention layers by the functions that they are made of."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        # Hooks set after a compiled module's first call never run. Importing dynamo
-        # takes seconds, so it is left alone where nothing was compiled.
-        if "torch._dynamo" in sys.modules and any(map(_is_compiled, model.modules())):
-            with torch.compiler.set_stance("force_eager"):
-                yield
-        else:
-            yield
+        yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+        torch.backends.mha.set_fastpath_enabled(enabled)
