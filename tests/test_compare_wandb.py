@@ -252,6 +252,33 @@ def test_nested_values_and_a_status_amid_the_run_are_read_from_the_server():
     assert found.status == "failed"
 
 
+def test_one_bad_run_on_the_server_hinders_no_other(monkeypatch):
+    def run(name, rows, **changes):
+        whole = {"state": "finished", "config": {}, "summary": {}, **changes}
+        return SimpleNamespace(id=name, name=name, scan_history=lambda: rows, **whole)
+
+    row = {"_step": 0, "loss": 1.0}
+    deep = []
+    for _ in range(500):
+        deep = [deep]
+    bad = [
+        run("no rows", []),
+        run("step of text", [{**row, "_step": "x"}]),
+        run("step beyond int64", [{**row, "_step": 2**70}]),
+        run("value beyond float", [{**row, "loss": 10**400}]),
+        run("status", [row], summary={"status": []}),
+        run("seconds", [row], summary={"_wandb": {"runtime": float("inf")}}),
+        run("config", [row], config={"a": deep}),
+        run("no config", [row], config=None),
+        run("no row", [5]),
+    ]
+    runs = [(f"e/p/{one.name}", one) for one in [*bad, run("good", [row])]]
+    monkeypatch.setattr("lit_resnorm.compare.sources.online_runs", lambda _: runs)
+    found, skipped = read_runs(["e/p"])
+    assert [one.name for one in found] == ["good"]
+    assert [one["name"] for one in skipped] == [f"e/p/{one.name}" for one in bad]
+
+
 def test_a_project_without_a_connection_is_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

@@ -1,6 +1,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import unicodedata
 
 import pytest
@@ -116,6 +118,28 @@ def test_errors_and_tracebacks_show_paths_escaped(capsys, tmp_path):
         error = capsys.readouterr().err
         assert r"\x1b[31m\u202e" in error
         assert harmless(error)
+
+
+LOUD = """
+import logging, sys, warnings
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lit_resnorm.cli.noise import silence_lightning
+silence_lightning()
+silence_lightning()
+rank_zero_info("one\\ntwo \\x1b[31m")
+rank_zero_warn("three \\u202e")
+warnings.warn("four \\x9b")
+"""
+
+
+def test_what_fit_says_and_warns_of_is_escaped():
+    done = subprocess.run(
+        [sys.executable, "-c", LOUD], capture_output=True, text=True, check=True
+    )
+    assert harmless(done.stderr)
+    assert "one\ntwo \\x1b[31m\n" in done.stderr
+    assert r"three \u202e" in done.stderr
+    assert r"four \x9b" in done.stderr
 
 
 def test_tables_of_items_show_text_escaped(capsys, tmp_path):

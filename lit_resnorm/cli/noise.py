@@ -5,19 +5,34 @@ from __future__ import annotations
 import logging
 import warnings
 
+from lit_resnorm.printable import printable
+
 _EMPTY = ("💡 Tip", "GPU available: False", "TPU available", "HPU available")
 """Beginnings of advertisements, and of lists of devices that aren't there."""
 
 
 class _Filter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(_EMPTY)
+        text = record.getMessage()
+        record.msg, record.args = _lines(text), ()
+        return not text.startswith(_EMPTY)
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def silence_lightning() -> None:
-    """Leave out what Lightning says to whoever starts a run, whatever the run."""
+    """Leave out what Lightning says to whoever starts a run, whatever the run.
+
+    What it and warnings say else is printed as a terminal may show it.
+    """
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     if not any(isinstance(one, _Filter) for one in logger.filters):
         logger.addFilter(_Filter())
+        form = warnings.formatwarning
+        warnings.formatwarning = lambda *parts, **options: _lines(
+            form(*parts, **options)
+        )
     # of Lightning's own doing
     warnings.filterwarnings("ignore", message=r".*LeafSpec\)?` is deprecated")
