@@ -166,7 +166,14 @@ def test_gpus_that_are_not_there_are_named(capsys):
     assert expected in error_of(capsys, args)
 
 
-@pytest.mark.parametrize("text", ["a: [\n", "", "- 1\n", "\x00"])
+_DEEP = "a: " + "[" * 5000
+_SELF = "a: &a [*a]"
+_GROWS = "a0: &a0 [x]\n" + "".join(
+    f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(40)
+)
+
+
+@pytest.mark.parametrize("text", ["a: [\n", "", "- 1\n", "\x00", _DEEP, _SELF, _GROWS])
 def test_a_config_file_that_is_no_mapping_is_named(capsys, text):
     Path("bad.yaml").write_text(text)
     assert "--config bad.yaml: " in error_of(capsys, ["fit", "--config", "bad.yaml"])

@@ -8,7 +8,10 @@ from pathlib import Path
 import yaml
 
 from lit_resnorm.errors import UsageError
+from lit_resnorm.runs.reading import check_nodes
 
+_MOST = 1_000_000
+"""Values in a config file, those behind aliases counted each time."""
 _BETWEEN = ("init_args", "dict_kwargs")
 """Keys that options of the command line leave out."""
 
@@ -34,13 +37,17 @@ def check_config_files(args: Sequence[str]) -> None:
     """Raise UsageError for a config file that isn't there or is no mapping in YAML."""
     for path in config_files(args):
         try:
-            config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
+            check_nodes(text, _MOST, yaml.SafeLoader)
+            config = yaml.safe_load(text)
         except OSError as error:
             raise UsageError(f"--config {path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise UsageError(f"--config {path}: it is no text in UTF-8") from error
         except yaml.YAMLError as error:
             raise UsageError(f"--config {path}: {_broken(error)}") from error
+        except ValueError as error:
+            raise UsageError(f"--config {path}: {error}") from error
         if not isinstance(config, dict):
             raise UsageError(f"--config {path}: it holds no options")
 

@@ -192,20 +192,29 @@ def read_yaml(path: Path, most: int = MOST_NODES) -> Any:
     """
     text = read_text(path)
     try:
-        _check_nodes(text, most)
+        check_nodes(text, most)
         # the loader makes plain values alone
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
 
 
-def _check_nodes(text: str, most: int) -> None:
-    """Raise ValueError if a text is too deep, or its aliases make it too large."""
+def check_nodes(text: str, most: int, loader: Any = _Base) -> None:
+    """Raise ValueError if YAML is too deep, or its aliases make it too large.
+
+    Args:
+        text: The YAML.
+        most: Values, or so much text, that it may hold once aliases are put in.
+        loader: Whose parser reads it, and words what is wrong with it.
+
+    Raises:
+        yaml.YAMLError: If it is none.
+    """
     total = 0
     sizes: dict[str, int] = {}
     # anchors of the collections that are open, and the total as they began
     opened: list[tuple[str | None, int]] = []
-    for event in yaml.parse(text, Loader=_Base):
+    for event in yaml.parse(text, Loader=loader):
         if isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, total))
             total += 1
