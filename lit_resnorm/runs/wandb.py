@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from numbers import Number
 from typing import Any
@@ -29,6 +30,8 @@ class WandbHistory(WandbLogger):
       site's, for parallel coordinates, filters and sorting.
     - The summary also holds `status` (`finished`, `diverged`, `interrupted` or
       `failed`), `seconds`, and verdicts in words (`moments/pathology/word`).
+    - A run goes on where W&B's own process has died: that is said once, and the rows
+      that follow are in `history.jsonl` alone.
 
     Arguments are those of `WandbLogger`.
     """
@@ -47,6 +50,19 @@ class WandbHistory(WandbLogger):
     def _defined(self) -> set[str]:
         return set()
 
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Let W&B's process die without the run; say so once."""
+        try:
+            yield
+        except ConnectionError as error:
+            if not self.__dict__.get("_lost", False):
+                self._lost = True
+                rank_zero_warn(
+                    "the process of W&B has died, and its run holds no more rows; the"
+                    f" run goes on ({error!r})"
+                )
+
     @rank_zero_only
     def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
         """Learn the Trainer and, where a checkpoint was loaded, the step it is at.
@@ -61,7 +77,8 @@ class WandbHistory(WandbLogger):
         if checkpoint and trainer is not None and trainer.state.fn == "fit":
             # a reader drops what an earlier process logged after the checkpoint
             resumed = {RESUMED: checkpoint_steps(checkpoint)}
-            self.experiment.config.update(resumed, allow_val_change=True)
+            with self._reached():
+                self.experiment.config.update(resumed, allow_val_change=True)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -72,12 +89,13 @@ class WandbHistory(WandbLogger):
             step: Optimizer steps taken by the weights; None for the present weights.
                 The step of Lightning's own rows is put right.
         """
-        for key, value in metrics.items():
-            if key not in self._defined and isinstance(value, Number | Tensor):
-                self._defined.add(key)
-                self._define(key)
         step = self._steps.of(step, of_lightning="epoch" in metrics)
-        super().log_metrics(metrics, step)
+        with self._reached():
+            for key, value in metrics.items():
+                if key not in self._defined and isinstance(value, Number | Tensor):
+                    self._defined.add(key)
+                    self._define(key)
+            super().log_metrics(metrics, step)
 
     def _define(self, key: str) -> None:
         if key == "epoch" or SITE_KEY.fullmatch(key):
@@ -88,7 +106,8 @@ class WandbHistory(WandbLogger):
     @rank_zero_only
     def log_verdict(self, key: str, word: str) -> None:
         """Put a verdict into the summary, in words."""
-        self.experiment.summary[f"{key}/word"] = word
+        with self._reached():
+            self.experiment.summary[f"{key}/word"] = word
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -98,9 +117,10 @@ class WandbHistory(WandbLogger):
             status: Lightning's word, "success" or "failed".
         """
         try:
-            self._finalize(status)
+            with self._reached():
+                self._finalize(status)
         except Exception as error:
-            # W&B's process may have died; what ended the run is not to be lost
+            # what ended the run is not to be lost
             rank_zero_warn(f"the W&B run is incomplete: {error!r}")
 
     def _finalize(self, status: str) -> None:
