@@ -1,17 +1,20 @@
 import io
 import json
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from lit_resnorm.cli import main
 from lit_resnorm.cli.reproduce import reproduce
 from lit_resnorm.errors import UsageError
+from lit_resnorm.modules import LitMLP
 from lit_resnorm.papers.catalogue import all_items
 from lit_resnorm.papers.item import (
     Item,
@@ -25,6 +28,7 @@ from lit_resnorm.papers.item import (
 from lit_resnorm.papers.pages import page, write_pages
 from lit_resnorm.papers.results import Results, canonical, results_key
 from lit_resnorm.papers.running import Interrupted, executor, reproduce_item
+from lit_resnorm.papers.training import fit_full_batch
 
 VERDICT_KEYS = {
     "item",
@@ -49,6 +53,12 @@ def square(settings, cell, seed):
     if (log.parent / f"stop{cell['x']}").exists():
         raise KeyboardInterrupt
     return [{"y": cell["x"] ** 2 + seed}]
+
+
+def losing_square(settings, cell, seed):
+    """Return a square, and a loss that is infinite but for the first."""
+    loss = math.inf if cell["x"] else 1.0
+    return [{**row, "loss": loss} for row in square(settings, cell, seed)]
 
 
 def example(folder, num=4, expected=9.0):
@@ -298,3 +308,33 @@ def test_a_scheduler_needs_dask_or_an_answer(tmp_path, monkeypatch):
     monkeypatch.setattr("lit_resnorm.papers.running.TIMEOUT_S", 1)
     args = ["furusho2020.fig1", "--out", str(tmp_path)]
     assert main(["reproduce", *args, "--scheduler", "tcp://127.0.0.1:9"]) == 1
+
+
+def test_what_is_no_terminal_gets_lines_of_progress(tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_resnorm.papers.running.SECONDS_BETWEEN_LINES", 0.0)
+    console = Console(file=io.StringIO())
+    with executor(None, 1):
+        reproduce_item(example(tmp_path), "small", tmp_path, console=console)
+    lines = console.file.getvalue().splitlines()
+    assert lines == [f"test2020.fig1: {done} of 4 cells" for done in range(5)]
+
+
+def test_trainings_that_diverge_are_counted_and_not_warned_of_one_by_one(tmp_path):
+    module = LitMLP(
+        depth=1,
+        width=4,
+        in_shape=(3,),
+        num_classes=2,
+        loss="mse",
+        optimizer=lambda params: torch.optim.SGD(params, lr=1e30),
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit_full_batch(module, torch.ones(4, 3), torch.tensor([0, 1, 0, 1]), 20)
+    assert module.diverged
+    assert not [one for one in caught if "finite" in str(one.message)]
+    console = Console(file=io.StringIO())
+    with executor(None, 1):
+        losing = replace(example(tmp_path), run=losing_square)
+        reproduce_item(losing, "small", tmp_path, console=console)
+    assert "test2020.fig1: 3 of 4 trainings diverged" in console.file.getvalue()

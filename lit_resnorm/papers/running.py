@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, cpu_count, delayed, parallel_config
@@ -22,6 +23,8 @@ from lit_resnorm.printable import escaped
 __all__ = ["Interrupted", "curves", "executor", "reproduce_item", "run_cells"]
 
 TIMEOUT_S = 10
+SECONDS_BETWEEN_LINES = 10.0
+"""Of progress, where output is no terminal."""
 _Timed = tuple[Cell, Sequence[Row], float]
 
 
@@ -68,26 +71,8 @@ def reproduce_item(
             f"{escaped(out / item.name)} holds results of other settings or another"
             f" version: kept, and run anew in {escaped(results.folder)}"
         )
-    columns = (
-        "[progress.description]{task.description}",
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    progress = Progress(
-        *columns, console=console or Console(quiet=True), transient=True
-    )
-    with progress:
-        task = progress.add_task(item.name)
-        run_cells(
-            item,
-            settings,
-            seed,
-            results,
-            on_done=lambda done, total: progress.update(
-                task, completed=done, total=total
-            ),
-        )
+    with _progress(item.name, console or Console(quiet=True)) as on_done:
+        run_cells(item, settings, seed, results, on_done=on_done)
     frame = curves(item, settings, results)
     verdict = results.write(
         frame,
@@ -99,8 +84,41 @@ def reproduce_item(
         seconds=results.seconds(item.cells(settings)),
     )
     if console is not None:
+        if lost := _num_diverged(frame):
+            console.print(f"{item.name}: {lost} of {len(frame)} trainings diverged")
         print_verdict(verdict, results.folder)
     return {**verdict, "folder": str(results.folder)}
+
+
+@contextmanager
+def _progress(name: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Yield what shows how many cells are finished: a bar, or lines now and then."""
+    said = time.monotonic()
+
+    def say(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            console.print(f"{name}: {done} of {total} cells")
+
+    if not console.is_terminal:
+        yield say
+        return
+    columns = (
+        "[progress.description]{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(name)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _num_diverged(frame: pd.DataFrame) -> int:
+    """Return how many trainings ended with an infinite loss, as some are meant to."""
+    losses = frame.filter(["loss"]).select_dtypes("number")
+    return int(np.isinf(losses.to_numpy()).sum())
 
 
 def run_cells(

@@ -45,13 +45,17 @@ def examples(data: DataModule, split: str) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Lightning's greetings and its advice about loaders off the terminal."""
+    """Keep Lightning's greetings and its advice about loaders off the terminal.
+
+    That a training diverged is left to the items, which count where it is meant to.
+    """
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\.")
+            warnings.filterwarnings("ignore", message="the training loss at step")
             yield
     finally:
         logger.setLevel(level)
