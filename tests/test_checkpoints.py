@@ -8,6 +8,7 @@ from damaged_checkpoints import KINDS, damaged
 
 from lit_resnorm.cli import main
 from lit_resnorm.runs.checkpoints import load_checkpoint
+from lit_resnorm.runs.directories import best_checkpoint
 
 PLAIN = [
     *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
@@ -125,6 +126,7 @@ def test_a_checkpoint_that_can_not_be_gone_on_from_is_named(whole, capsys):
         checkpoint = load_checkpoint(Path("whole.ckpt"))
         assert key in checkpoint
         checkpoint[key] = value
+        Path("odd.ckpt").unlink(missing_ok=True)
         torch.save(checkpoint, "odd.ckpt")
         capsys.readouterr()
         status = main([*FIT, "--ckpt_path", "odd.ckpt", "--trainer.max_epochs", "2"])
@@ -133,6 +135,37 @@ def test_a_checkpoint_that_can_not_be_gone_on_from_is_named(whole, capsys):
             assert status == 2, key
             assert re.search("--ckpt_path odd.ckpt: ", lines[-1]), key
             assert not list(Path("runs").rglob("history.jsonl"))
+
+
+def test_last_and_best_of_a_run_that_holds_more_than_tensors_take_the_option(
+    whole, capsys
+):
+    assert main([*FIT, "--run", "a"]) == 0
+    for path in CHECKPOINTS.glob("*.ckpt"):
+        if not path.is_symlink():
+            # not load_checkpoint, whose tensors would stay in the file
+            checkpoint = torch.load(path, weights_only=True)
+            torch.save({**checkpoint, "own": Path("x")}, path)
+    more = [*FIT, "--run", "a", "--trainer.max_epochs", "2", "--ckpt_path"]
+    for word in ("last", "best"):
+        capsys.readouterr()
+        assert main([*more, word]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert "more than tensors and plain values (pathlib." in line
+    assert main([*more, "last", "--weights_only", "false"]) == 0
+
+
+def test_what_a_checkpoint_says_of_the_best_one_may_be_anything(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    odd = [5, [1], {1: 2}, {"ModelCheckpoint": 5}]
+    names = (5, "../../x", "")
+    odd += [{"ModelCheckpoint{}": {"best_model_path": name}} for name in names]
+    for callbacks in odd:
+        checkpoint = {"state_dict": {}, "callbacks": callbacks}
+        torch.save(checkpoint, folder / "last.ckpt")
+        with pytest.raises(ValueError, match="has no best checkpoint"):
+            best_checkpoint(tmp_path)
 
 
 def test_a_checkpoint_without_checksums_is_read(whole):

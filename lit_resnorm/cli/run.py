@@ -72,15 +72,16 @@ def choose_run(options: Namespace, subcommand: str) -> Path | None:
 
 def _chosen_checkpoint(options: Namespace, subcommand: str, run: Path) -> str | None:
     """Return the checkpoint that a word means; None where the run begins anew."""
+    weights_only = options.get("weights_only") is not False
     if options.ckpt_path == "best":
-        return str(best_checkpoint(run))
+        return str(best_checkpoint(run, weights_only=weights_only))
     may_begin = subcommand == "fit" and options.run is not None
     if may_begin and keeps_checkpoints_in_run(options) and has_not_begun(run):
         if not rank():
             rank_zero_info(f"--ckpt_path last: {run} has no checkpoint, it begins anew")
             clear(run)
         return None
-    return str(last_checkpoint(run))
+    return str(last_checkpoint(run, weights_only=weights_only))
 
 
 def _hold(run: Path) -> None:

@@ -82,10 +82,14 @@ def checkpoints(run: Path) -> list[Path]:
     return checkpoints_in(run / CHECKPOINTS)
 
 
-def last_checkpoint(run: Path) -> Path:
+def last_checkpoint(run: Path, *, weights_only: bool = True) -> Path:
     """Return the newest checkpoint of a run that is whole.
 
     A process that was killed while it wrote one leaves the one before.
+
+    Args:
+        run: The run's directory.
+        weights_only: As for `load_checkpoint`.
 
     Raises:
         ValueError: If there is none.
@@ -93,7 +97,7 @@ def last_checkpoint(run: Path) -> Path:
     damaged = []
     for path in checkpoints(run):
         try:
-            load_checkpoint(path)
+            load_checkpoint(path, weights_only=weights_only)
         except ValueError as error:
             damaged.append(str(error))
             continue
@@ -128,15 +132,22 @@ def clear(run: Path) -> None:
         shutil.rmtree(run / folder, ignore_errors=True)
 
 
-def best_checkpoint(run: Path) -> Path:
+def best_checkpoint(run: Path, *, weights_only: bool = True) -> Path:
     """Return the checkpoint that the run's ModelCheckpoint calls the best.
+
+    Args:
+        run: The run's directory.
+        weights_only: As for `load_checkpoint`.
 
     Raises:
         ValueError: If there is none.
     """
-    states = load_checkpoint(last_checkpoint(run)).get("callbacks", {})
-    for key, state in states.items():
-        path = run / CHECKPOINTS / Path(state.get("best_model_path") or "").name
-        if key.startswith("ModelCheckpoint") and path.is_file():
-            return path
+    last = last_checkpoint(run, weights_only=weights_only)
+    states = load_checkpoint(last, weights_only=weights_only).get("callbacks")
+    for key, state in states.items() if isinstance(states, dict) else ():
+        best = state.get("best_model_path") if isinstance(state, dict) else None
+        if str(key).startswith("ModelCheckpoint") and isinstance(best, str):
+            path = run / CHECKPOINTS / Path(best).name
+            if path.is_file():
+                return path
     raise ValueError(f"--ckpt_path best: {run} has no best checkpoint")
