@@ -29,6 +29,8 @@ FILES = {
     "colon.yaml": "seed_everything: 0\ntrainer:\n  max_epochs: 3: 4\n",
     "list.yaml": "- 1\n",
     "empty.yaml": "",
+    "key.yaml": "model:\n",
+    "value.yaml": "trainer: 3\n",
     "binary.yaml": "\x00",
     "group.yaml": "trainr:\n  max_epochs: 1\n",
     "option.yaml": "trainer:\n  max_epoch: 1\n",
@@ -178,6 +180,18 @@ MISTAKES = {
     ),
     "two probes of a name": ([*FIT, MONITOR, MONITOR], "callbacks: two Activation"),
     # classes
+    "a module that is missing": (
+        ["fit", "--model", "LitClassifier"],
+        "--model.net is missing, which LitClassifier needs",
+    ),
+    "two numbers that are missing": (
+        ["fit", "--model", "LitClassifier", "--model.net", "torch.nn.Linear"],
+        "--model.net.in_features, --model.net.out_features are missing",
+    ),
+    "a class to explain": (
+        ["fit", "--model.help", "LitResNetB"],
+        "--model.help: unknown class 'LitResNetB'; .*LitResNetBN",
+    ),
     "a model": (["fit", "--model", "LitResNetB"], "--model: .*'LitResNetB';.*LitRes"),
     "a model in small letters": (
         ["fit", "--model", "litresnetbn"],
@@ -229,6 +243,15 @@ MISTAKES = {
     "a list": (["fit", "--config", "list.yaml"], "list.yaml: it holds no options"),
     "an empty file": (["fit", "--config", "empty.yaml"], "empty.yaml: it holds no"),
     "no text": (["fit", "--config", "binary.yaml"], "--config binary.yaml: "),
+    "a short option in full": (
+        ["fit", "-config", "list.yaml"],
+        "no option -config; did you mean --config?",
+    ),
+    "a key alone": (["fit", "--config", "key.yaml"], "key.yaml: model has no value"),
+    "a value for a group": (
+        ["fit", *NET, "--config", "value.yaml"],
+        "--trainer: expected options, got 3",
+    ),
     "a group in a file": (
         ["fit", *NET, "--config", "group.yaml"],
         r"--trainr.max_epochs \(group.yaml, line 2\): .*--trainer.max_epochs",

@@ -50,6 +50,14 @@ def check_numbers(options: Namespace) -> None:
             raise UsageError(f"--trainer.{name} {value}: it must be {least} or more")
 
 
+def check_groups(options: Namespace) -> None:
+    """Raise UsageError for a group of options that is a value instead."""
+    for name in ("trainer", "model", "data"):
+        value = options.get(name)
+        if not isinstance(value, Namespace):
+            raise UsageError(f"--{name}: expected options, got {value!r}")
+
+
 def check_seed(seed: bool | int) -> None:
     """Raise UsageError for a seed that numpy doesn't take."""
     if not 0 <= seed <= _LARGEST_SEED:

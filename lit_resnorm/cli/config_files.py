@@ -25,6 +25,8 @@ def config_files(args: Sequence[str]) -> Iterator[str]:
     words = iter(args)
     for word in words:
         option, equals, path = word.partition("=")
+        if option in ("-config", "--c"):
+            raise UsageError(f"there is no option {option}; did you mean --config?")
         if option not in ("--config", "-c"):
             continue
         path = path if equals else next(words, "")

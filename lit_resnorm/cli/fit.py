@@ -31,6 +31,7 @@ import lit_resnorm_callbacks  # noqa: F401
 from lit_resnorm.cli.checks import (
     check_callback_names,
     check_devices,
+    check_groups,
     check_numbers,
     check_optimizer,
     check_outputs,
@@ -184,6 +185,7 @@ class ResNormCLI(LightningCLI):
             raise UsageError(explained(error, self._words, self._more)) from error
         finally:
             _TRUST.reset(token)
+        check_groups(self.options)
         check_seed(self.options.seed_everything)
 
     def _set_seed(self) -> None:

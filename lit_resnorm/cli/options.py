@@ -21,7 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from lit_resnorm.cli.config_files import place_of
+from lit_resnorm.cli.config_files import config_files, place_of
 from lit_resnorm.errors import nearest, one_line, shortened, suggestion
 
 
@@ -84,7 +84,9 @@ _WRAPPING = re.compile(
     r"|Type \S+ expects a function)"
 )
 _UNRECOGNIZED = "unrecognized arguments: "
-_REQUIRED = re.compile(r"the following arguments are required: (\S+)")
+_HELP = ".help"
+_UNEXPECTED = "Unexpected config: "
+_REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _NO_ARGUMENT = re.compile(r"argument (?:\S+/)?(--\S+): expected one argument")
 _VALUE = re.compile(r"Got value: (.*?)$|Given value: (.*?)$", re.MULTILINE)
 _CLASS = re.compile(
@@ -131,8 +133,9 @@ def explained(error: BaseException, args: Sequence[str], more: Iterable[str]) ->
     if unknown := _UNKNOWN.match(text):
         return _no_such_option(unknown, reason, args)
     if required := _REQUIRED.search(text):
-        name = required[1].rpartition(".")[2] if not reason.path else required[1]
-        return f"{'' if not reason.path else option + ': '}--{name} is missing"
+        return _missing(required[1].split(", "), reason)
+    if text.startswith(_UNEXPECTED):
+        return _holds_nothing(text.removeprefix(_UNEXPECTED), args)
     if needy := _NO_ARGUMENT.fullmatch(text):
         return f"{_without_value(needy[1], args)}: a value must follow"
     place = _place(".".join(reason.path), args)
@@ -147,6 +150,10 @@ def explained(error: BaseException, args: Sequence[str], more: Iterable[str]) ->
                 choices = ", ".join(map(str, get_args(reason.kind)))
                 words = f"{reason.value!r} is none of {choices}"
             return shortened(f"{option}{place}: {words}")
+    asked = next((word for word in args if word.partition("=")[0].endswith(_HELP)), "")
+    if asked and (named := _CLASS.search(text)):
+        kinds = [LightningModule, LightningDataModule, Callback, Logger]
+        return f"{asked.partition('=')[0]}: {_no_such_class(named, kinds)}"
     for pattern, words in _REWORDED:
         text = re.sub(pattern, words, text)
     return shortened(f"{option}{place}: {text}" if reason.path else text)
@@ -166,6 +173,24 @@ def made_wrongly(error: BaseException) -> str:
         link = link.__cause__
     option = f"--{'.'.join(path)}: " if path else ""
     return shortened(f"{option}{one_line(link)}")
+
+
+def _missing(names: Sequence[str], reason: _Reason) -> str:
+    """Return which options a class needs."""
+    subject = reason.parser.subject if reason.parser is not None else None
+    if not reason.path or subject is None:
+        return f"--{names[0].rpartition('.')[2]} is missing"
+    options = ", ".join(f"--{'.'.join([*reason.path, name])}" for name in names)
+    are = "is" if len(names) == 1 else "are"
+    return f"{options} {are} missing, which {subject.__name__} needs"
+
+
+def _holds_nothing(content: str, args: Sequence[str]) -> str:
+    """Return which file has a key alone, of which jsonargparse gives the content."""
+    for path in config_files(args):
+        if " ".join(Path(path).read_text(encoding="utf-8").split()) == content:
+            return f"--config {path}: {content.partition(':')[0]} has no value"
+    return f"a config file has no value: {content}"
 
 
 def _place(path: str, args: Sequence[str]) -> str:
@@ -253,7 +278,8 @@ def _no_such_option(unknown: re.Match, reason: _Reason, args: Sequence[str]) -> 
         )
     if subject is Callback:
         return f"{option}: no callback stands before it (--trainer.callbacks+=NAME)"
-    has = suggestion(names) or f"; it has {', '.join(known[:_MANY])}"
+    own = [one for one in known if not one.endswith("help")]
+    has = suggestion(names) or f"; it has {', '.join(own[:_MANY])}"
     return f"{option}: {subject.__name__} has no such option{has}"
 
 
