@@ -56,13 +56,19 @@ def test_a_bar_and_a_summary_of_a_users_own_stay():
     assert trainer.progress_bar_callback is bar
 
 
-def test_nothing_is_advertised(capsys, caplog):
+def test_the_summary_says_nothing_of_sizes_that_it_does_not_give(capsys):
+    assert main([*FIT, "--trainer.precision", "bf16-mixed"]) == 0
+    assert "summary" not in capsys.readouterr().err
+
+
+def test_nothing_is_advertised_or_said_twice(capsys, caplog):
     with caplog.at_level("INFO"):
         assert main([*FIT, "--trainer.enable_progress_bar", "false"]) == 0
     captured = capsys.readouterr()
     said = captured.out + captured.err + caplog.text
     for word in ("Tip", "litlogger", "available: False", "TPU", "Seed set", "FLOPs"):
         assert word not in said
+    assert caplog.text.count("`Trainer.fit` stopped") == 1
 
 
 @pytest.mark.parametrize(

@@ -34,5 +34,7 @@ def silence_lightning() -> None:
         warnings.formatwarning = lambda *parts, **options: _lines(
             form(*parts, **options)
         )
+    # our summary gives no size, which this is about
+    warnings.filterwarnings("ignore", message="Precision .* the model summary")
     # of Lightning's own doing
     warnings.filterwarnings("ignore", message=r".*LeafSpec\)?` is deprecated")
