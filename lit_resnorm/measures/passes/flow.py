@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from lit_resnorm.measures.passes.batches import leaves
 from lit_resnorm.measures.passes.forward_walk import Walk
 from lit_resnorm.measures.passes.sites import Site
+from lit_resnorm.measures.passes.tracing import Provenance
 
 INPUT = "input"
 
@@ -60,8 +61,9 @@ def follow(
 
 
 @dataclass
-class _Origin:
-    tensor: Tensor  # kept, so that its id stays its own
+class _Life:
+    """Of a tensor: its nearest measured sites, when it was made, and used last."""
+
     sources: frozenset[str]
     born: int
     used: int
@@ -76,23 +78,23 @@ class _Follower(Walk):
         super().__init__(model)
         self._wanted = {site.entry: site for site in sites}
         self._clock = 0
-        self._origins: dict[int, _Origin] = {}
+        self._lives: Provenance[_Life] = Provenance()
         self._unseen = 0  # when a tensor of unknown origin last came up
         self._reached: dict[str, tuple[Site, int, int]] = {}
         self._sources: dict[str, frozenset[str]] = {}
         self._embeddings: list[bool] = []
         self._leaves = leaves
         for tensor in [*model.parameters(), *model.buffers()]:
-            self._origins[id(tensor)] = _Origin(tensor, frozenset(), 0, 0)
+            self._lives[tensor] = _Life(frozenset(), 0, 0)
         for leaf in leaves:
             if isinstance(leaf, Tensor):
-                self._origins[id(leaf)] = _Origin(leaf, frozenset([INPUT]), 0, 0)
+                self._lives[leaf] = _Life(frozenset([INPUT]), 0, 0)
 
     def flow(self) -> Flow:
         used = frozenset(
             index
             for index, leaf in enumerate(self._leaves)
-            if isinstance(leaf, Tensor) and self._origins[id(leaf)].used
+            if isinstance(leaf, Tensor) and self._lives[leaf].used
         )
         return Flow(
             sites=tuple(site for site, _, _ in self._reached.values()),
@@ -105,9 +107,9 @@ class _Follower(Walk):
     def _cuts(self) -> frozenset[str]:
         """Return the sites whose output is all that is used afterwards."""
         dependent = sorted(
-            (origin.born, origin.used, key)
-            for key, origin in self._origins.items()
-            if origin.sources
+            (life.born, life.used, id(tensor))
+            for tensor, life in self._lives.items()
+            if life.sources
         )
         cuts = set()
         latest: list[tuple[int, int]] = []  # the two that are used longest: (used, id)
@@ -135,7 +137,7 @@ class _Follower(Walk):
         output: Any,
     ) -> None:
         for leaf in pytree.tree_leaves(output):
-            if isinstance(leaf, Tensor) and id(leaf) not in self._origins:
+            if isinstance(leaf, Tensor) and leaf not in self._lives:
                 # Made by what no mode sees, a custom autograd function say.
                 self._make(leaf, self._use((args, kwargs)))
         if site := self._wanted.get(entry):
@@ -170,23 +172,23 @@ class _Follower(Walk):
         for leaf in pytree.tree_leaves(values):
             if not isinstance(leaf, Tensor):
                 continue
-            if id(leaf) not in self._origins:
+            if leaf not in self._lives:
                 # Made where nobody looks: anything may have gone into it until now.
                 self._unseen = self._clock
                 self._make(leaf, frozenset())
-            origin = self._origins[id(leaf)]
-            origin.used = self._clock
-            sources |= origin.sources
+            life = self._lives[leaf]
+            life.used = self._clock
+            sources |= life.sources
         return sources
 
     def _make(self, tensor: Tensor, sources: frozenset[str]) -> None:
-        known = self._origins.get(id(tensor))
+        known = self._lives.get(tensor)
         born = self._clock if known is None else known.born
-        self._origins[id(tensor)] = _Origin(tensor, sources, born, self._clock)
+        self._lives[tensor] = _Life(sources, born, self._clock)
 
     def _reach(self, site: Site, output: Any) -> None:
         tensors = [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor)]
-        if not tensors or not self._origins[id(tensors[0])].sources:
+        if not tensors or not self._lives[tensors[0]].sources:
             self._sources.pop(site.name, None)
             return
         self._make(tensors[0], frozenset([site.name]))

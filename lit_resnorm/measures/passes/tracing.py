@@ -6,9 +6,9 @@ in-place activations and plain `h + f(h)` are found in any network as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules import activation as activation_modules
@@ -16,6 +16,8 @@ from torch.utils import _pytree as pytree
 
 from lit_resnorm.measures.passes.forward_walk import ACTIVATION_NAMES, Walk
 from lit_resnorm.measures.passes.sites import Site, SiteKind, first_tensor
+
+Origin = TypeVar("Origin")
 
 NORM_MODULES = (
     nn.modules.batchnorm._BatchNorm,
@@ -68,12 +70,44 @@ def trace(model: nn.Module, forward: Callable[[], Any]) -> tuple[Site, ...]:
     return tracer.sites()
 
 
-@dataclass
-class _Origin:
-    """What a tensor of the traced pass comes from."""
+class Provenance(Generic[Origin]):
+    """What the tensors of one pass come from.
 
-    tensor: Tensor  # kept, so that its id stays its own
-    ancestors: int  # bit set of the operations since the input, its own included
+    Known by identity: each tensor is kept, so that its id stays its own.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Tensor, Origin]] = {}
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._known
+
+    def __getitem__(self, tensor: Tensor) -> Origin:
+        return self._known[id(tensor)][1]
+
+    def __setitem__(self, tensor: Tensor, origin: Origin) -> None:
+        self._known[id(tensor)] = tensor, origin
+
+    def get(self, value: Any) -> Origin | None:
+        """Return the origin of a value; None of what is no tensor of the pass."""
+        known = self._known.get(id(value))
+        return None if known is None else known[1]
+
+    def items(self) -> Iterator[tuple[Tensor, Origin]]:
+        """Return all tensors with their origins."""
+        return iter(self._known.values())
+
+
+@dataclass(frozen=True)
+class _Ancestry:
+    """What a tensor of the traced pass comes from.
+
+    Attributes:
+        ancestors: Bit set of the operations since the input, its own included.
+        channel_dim: Dimension that counts channels, where an operation said so.
+    """
+
+    ancestors: int
     channel_dim: int | None
 
 
@@ -87,13 +121,13 @@ class _Tracer(Walk):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self._origins: dict[int, _Origin] = {}
+        self._origins: Provenance[_Ancestry] = Provenance()
         self._num_operations = 0
         self._found: dict[int, dict[str, Any]] = {}
         self._parents: set[int] = set()
         own = [*model.parameters(), *model.buffers()]
         for tensor in own:
-            self._origins[id(tensor)] = _Origin(tensor, 0, None)
+            self._origins[tensor] = _Ancestry(0, None)
 
     def sites(self) -> tuple[Site, ...]:
         kept = [
@@ -120,7 +154,7 @@ class _Tracer(Walk):
     ) -> None:
         ancestors = self._ancestors((args, kwargs))
         for leaf in pytree.tree_leaves(output):
-            if isinstance(leaf, Tensor) and id(leaf) not in self._origins:
+            if isinstance(leaf, Tensor) and leaf not in self._origins:
                 self._note(leaf, ancestors, None)
         tensor = first_tensor(output)
         if tensor is None or self._makes_weights(module):
@@ -138,7 +172,7 @@ class _Tracer(Walk):
         self, entry: int, op: str, func: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
         self._ancestors((args, kwargs))
-        before = [self._origin(value) for value in args[:2]]
+        before = [self._origins.get(value) for value in args[:2]]
         output = self.passed(op, func, args, kwargs)
         _, module, path = self.frames[-1] if self.frames else (0, None, "")
         fields: dict[str, Any] = {
@@ -162,7 +196,7 @@ class _Tracer(Walk):
     ) -> Any:
         ancestors = self._ancestors(_operands(name, args, kwargs))
         source = first_tensor(args)
-        origin = self._origin(source)
+        origin = self._origins.get(source)
         source_dim = None if origin is None else origin.channel_dim
         output = func(*args, **kwargs)
         if ancestors:
@@ -179,24 +213,21 @@ class _Tracer(Walk):
         # A parametrization is applied to the weights of its layer, not to the signal.
         return ".parametrizations." in f".{self._names[id(module)]}."
 
-    def _origin(self, value: Any) -> _Origin | None:
-        return self._origins.get(id(value)) if isinstance(value, Tensor) else None
-
     def _ancestors(self, values: Any) -> int:
         ancestors = 0
         for leaf in pytree.tree_leaves(values):
             if isinstance(leaf, Tensor):
-                if id(leaf) not in self._origins:  # an input
+                if leaf not in self._origins:  # an input
                     self._num_operations += 1
                     self._note(leaf, 1 << self._num_operations, None)
-                ancestors |= self._origins[id(leaf)].ancestors
+                ancestors |= self._origins[leaf].ancestors
         return ancestors
 
     def _note(self, tensor: Tensor, ancestors: int, channel_dim: int | None) -> None:
-        self._origins[id(tensor)] = _Origin(tensor, ancestors, channel_dim)
+        self._origins[tensor] = _Ancestry(ancestors, channel_dim)
 
     def _channel_dim(self, tensor: Tensor) -> int:
-        origin = self._origin(tensor)
+        origin = self._origins.get(tensor)
         if origin is not None and origin.channel_dim is not None:
             return origin.channel_dim
         return 1 if tensor.ndim >= 4 else -1
