@@ -15,6 +15,7 @@ from lit_resnorm.diagnose.rate_trials import Trials
 from lit_resnorm.diagnose.report import Curvature, StableRates, Trial
 from lit_resnorm.diagnose.subject import Subject
 from lit_resnorm.diagnose.verdicts import rate_findings
+from lit_resnorm.measures.copies.first_pass import run_first_pass
 from lit_resnorm.measures.losses import loss_of
 from lit_resnorm.measures.passes.batches import network_output
 from lit_resnorm.modules import LitMLP, LitResNet, LitResNetBN
@@ -114,6 +115,17 @@ def test_trials_take_the_steps_of_torchs_sgd(options):
     assert found[0].first == pytest.approx(losses[0], rel=1e-6)
     assert found[0].last == pytest.approx(sum(losses[-5:]) / 5, rel=1e-4)
     assert found[1].last != pytest.approx(found[0].last, rel=1e-3)
+
+
+def test_nets_with_batch_norm_run_their_trials_in_one_vectorised_pass():
+    torch.manual_seed(0)
+    module = LitResNetBN(2, 8, in_shape=(6,), num_classes=3)
+    batch = torch.randn(20, 6), torch.randint(3, (20,))
+    seen = run_first_pass(
+        module.train(), lambda net, rows: net.losses(net(rows[0]), rows[1]), batch
+    )
+    assert seen.coupled
+    assert seen.vectorisable
 
 
 def test_a_net_that_cannot_be_vectorised_gives_the_same_trials():

@@ -15,12 +15,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_resnorm.measures.copies.copies import ModelFunction, eager
+from lit_resnorm.measures.copies.copies import ModelFunction
 from lit_resnorm.measures.copies.optimizer import (
     check_elementwise,
     clip_by_norm,
     clip_by_value,
 )
+from lit_resnorm.measures.passes.compilation import uncompiled
 from lit_resnorm.modules.classifier import LitClassifier
 from lit_resnorm.modules.losses import sum_over_ranks
 from lit_resnorm.modules.optimizers import scheduled
@@ -114,7 +115,7 @@ class Population(L.LightningModule):
         bound = self._bound[0]
         if bound.model.training != self.training:
             bound.model.train(self.training)
-        with eager():
+        with uncompiled():
             return bound.for_each(weights, x, randomness="different")
 
     def setup(self, stage: str) -> None:

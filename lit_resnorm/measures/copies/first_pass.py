@@ -97,8 +97,10 @@ def run_first_pass(
         (losses_B, left), after = bound.with_weights(own, batch)
         draws = states.moved()
     with around(), uncompiled():
+        # With buffers of its own: those of `own` are what the first pass left.
+        again = own | {n: b.clone() for n, b in buffers.items()}
         coupled = _over_rows(
-            norms.shapes, lambda rows: bound.with_weights(own, rows), batch
+            norms.shapes, lambda rows: bound.with_weights(again, rows), batch
         )
     num = num_rows(batch)
     if losses_B.shape != (num,):
