@@ -367,7 +367,8 @@ class Probe(Guarded, ABC):
         self._is_due = self._together(trainer, is_new)
         if self._is_due:
             self._source = source
-            with self._surviving(f"on_{trainer.state.fn}_start"):
+            place = "on_test_start" if trainer.testing else "on_validation_start"
+            with self._surviving(place):
                 self._together(trainer, lambda _: self._prepare(trainer, module))
 
     def _measures_alone(self) -> bool:
