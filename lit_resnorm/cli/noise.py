@@ -11,11 +11,21 @@ _EMPTY = ("💡 Tip", "GPU available: False", "TPU available", "HPU available")
 """Beginnings of advertisements, and of lists of devices that aren't there."""
 
 
+_STOPPED = "`Trainer."
+"""Beginning of why a run stopped, said each time that Lightning looks."""
+
+
 class _Filter(logging.Filter):
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = ""
+
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
         record.msg, record.args = _lines(text), ()
-        return not text.startswith(_EMPTY)
+        again = text.startswith(_STOPPED) and text == self._last
+        self._last = text
+        return not again and not text.startswith(_EMPTY)
 
 
 def _lines(text: str) -> str:
