@@ -1,9 +1,12 @@
 """A run that is killed at any moment and resumed is the unbroken run."""
 
+import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,18 +14,23 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from killing import Moment, forked, interrupt, kill_all, recorded
+from killing import Moment, forked, interrupt, kill_all, recorded, started
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lit_resnorm.data import Digits, StepSeed
 from lit_resnorm.modules import LitMLPBN
 from lit_resnorm.runs import ExactResume, RunHistory
-from lit_resnorm.runs.directories import checkpoints, last_checkpoint
+from lit_resnorm.runs.directories import (
+    checkpoints,
+    clear,
+    has_not_begun,
+    last_checkpoint,
+)
 from lit_resnorm.runs.files import TABLES, read_run
 from lit_resnorm.runs.json_lines import read_rows
 from lit_resnorm.runs.wandb_offline import read_offline_wandb
-from lit_resnorm_callbacks import ActivationRateMonitor
+from lit_resnorm_callbacks import ActivationRateMonitor, StabilityProbe
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = os.pathsep.join(str(ROOT / part) for part in ("tests", "", "callbacks"))
@@ -34,6 +42,7 @@ STEP = "lit_resnorm.modules.classifier:LitClassifier.training_step"
 VALIDATION = "lit_resnorm.modules.classifier:LitClassifier.validation_step"
 ROW = "lit_resnorm.runs.writer:RunWriter.add_row"
 MEASURE = "lit_resnorm_callbacks.activation_rate:ActivationRateMonitor.measure"
+PROBE = "lit_resnorm_callbacks.probe.probe"
 LINK = f"{ModelCheckpoint.__module__}:ModelCheckpoint._link_checkpoint"
 FIGURE = "lit_resnorm.runs.writer:RunWriter.write_images"
 TABLE = "lit_resnorm.runs.writer:RunWriter.add_table"
@@ -100,6 +109,13 @@ VARIANTS = {
         (early_stopping,),
     ),
     "by hand": ({"by_hand": True}, {}, {"limit_val_batches": 0}, ()),
+    "two ranks, each step": (
+        {},
+        {"every_n_train_steps": 2},
+        {"devices": 2, "strategy": "ddp_fork"},
+        (),
+    ),
+    "two ranks, each epoch": ({}, {}, {"devices": 2, "strategy": "ddp_fork"}, ()),
     "by time": ({}, {"train_time_interval": timedelta(0)}, {}, ()),
 }
 
@@ -150,7 +166,11 @@ def train(run, variant="each epoch", probes=()):
     }
     trainer = Trainer(logger=RunHistory(run), callbacks=callbacks, **defaults | options)
     data = Digits(num_train=60, num_val=20, batch_size=20, augment=True)
-    last = last_checkpoint(run) if checkpoints(run) else None
+    last = None
+    if run.exists() and not has_not_begun(run):
+        last = last_checkpoint(run)
+    elif run.exists():
+        clear(run)
     trainer.fit(module, data, ckpt_path=last)
     if trainer.is_global_zero:
         torch.save(module.state_dict(), run / "weights.pt")
@@ -165,11 +185,15 @@ def trained(run, *args, at=None, act=kill_all, **options):
             interrupt(at, act)
         return train(run, *args, **options)
 
-    return forked(go, said=run.with_suffix(".txt"))
+    return forked(go, said=said_in(run))
+
+
+def said_in(run):
+    return run.with_suffix(".txt")
 
 
 def said(run):
-    return run.with_suffix(".txt").read_text()
+    return said_in(run).read_text()
 
 
 def assert_same_runs(broken, whole):
@@ -180,7 +204,13 @@ def assert_same_runs(broken, whole):
     assert_same(*weights)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(each, marks=[pytest.mark.ddp] if "ranks" in each else [])
+        for each in VARIANTS
+    ],
+)
 def test_a_run_that_is_killed_after_each_checkpoint_is_the_unbroken_one(
     tmp_path, variant
 ):
@@ -192,6 +222,93 @@ def test_a_run_that_is_killed_after_each_checkpoint_is_the_unbroken_one(
         assert kills < 10, said(broken)
     assert kills >= 2, said(broken)
     assert_same_runs(broken, whole)
+
+
+CLOSING = Moment(f"{PROBE}:Probe.on_train_end")
+MOMENTS = {
+    "before the first step": [Moment(STEP)],
+    "before the first checkpoint": [Moment(STEP, 3)],
+    "before it twice": [Moment(STEP, 2), Moment(STEP, 3)],
+    "as the first checkpoint is written": [SAVING],
+    "before a row": [Moment(ROW, 5)],
+    "after a row": [Moment(ROW, 6, True)],
+    "mid-epoch": [Moment(STEP, 5)],
+    "mid-epoch, and mid-epoch again": [Moment(STEP, 5), Moment(STEP, 2)],
+    "in validation": [Moment(VALIDATION, 2)],
+    "as a later checkpoint is written": [SAVING._replace(count=2)],
+    "before a checkpoint is linked": [Moment(LINK, 2)],
+    "in a probe": [Moment(MEASURE, 2)],
+    "in the last measurement": [Moment(MEASURE, 3), Moment(MEASURE, 1)],
+    "before the closing": [CLOSING],
+    "in the figures, thrice": [
+        Moment(FIGURE, 1),
+        Moment(FIGURE, 2),
+        Moment(FIGURE, 3, True),
+    ],
+    "in the table of twins": [CLOSING._replace(count=2, after=True)],
+    "as the end is written": [Moment("lit_resnorm.runs.history:summarise")],
+}
+
+
+def twins():
+    return StabilityProbe(cadence=4, num_twins=2, num_examples=16)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    run = tmp_path_factory.mktemp("unbroken") / "whole"
+    assert trained(run, probes=[twins()]) == 0, said(run)
+    assert "tables/stability/twins.jsonl" in recorded(run)["tables"]
+    assert recorded(run)["figures"]
+    return run
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_that_is_killed_at_a_moment_is_the_unbroken_one(
+    unbroken, tmp_path, moment
+):
+    run = tmp_path / "broken"
+    for at in MOMENTS[moment]:
+        assert trained(run, probes=[twins()], at=at) == -signal.SIGKILL, said(run)
+    assert trained(run, probes=[twins()]) == 0, said(run)
+    assert_same_runs(run, unbroken)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_half_written_checkpoint_is_passed_over(unbroken, tmp_path, count):
+    run = tmp_path / "broken"
+    run.mkdir()
+    at = SAVED._replace(count=count)
+
+    def halved():
+        newest = checkpoints(run)[0].resolve()
+        os.truncate(newest, newest.stat().st_size // 2)
+        kill_all()
+
+    killed = trained(run, probes=[twins()], at=at, act=halved)
+    assert killed == -signal.SIGKILL, said(run)
+    assert trained(run, probes=[twins()]) == 0, said(run)
+    assert_same_runs(run, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["each epoch", "each step"])
+def test_fifty_kills_at_random_moments_lose_no_row(tmp_path, variant):
+    draw = random.Random(variant)
+    whole = tmp_path / "whole"
+    began = time.monotonic()
+    assert trained(whole, variant) == 0, said(whole)
+    lasts, kills, number = time.monotonic() - began, 0, 0
+    while kills < 25:
+        run, number = tmp_path / f"broken{number}", number + 1
+        for _ in range(draw.randint(1, 4)):
+            pid = started(lambda run=run: train(run, variant), said=said_in(run))
+            time.sleep(draw.uniform(0.1, 1.2) * lasts)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+            kills += os.waitpid(pid, 0)[1] == signal.SIGKILL
+        assert trained(run, variant) == 0, said(run)
+        assert_same_runs(run, whole)
 
 
 # ten batches an epoch
