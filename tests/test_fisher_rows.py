@@ -92,6 +92,14 @@ BY_HAND = {
         lambda m, h: (h @ (h * m.weight).T).softmax(1) @ h
     ),
     "rolled": lambda: Computed(lambda m, h: h + m.weight * h.roll(1, 0)),
+    "rolled by two": lambda: Computed(lambda m, h: h + m.weight * h.roll(2, 0)),
+    "summed over rows before": lambda: Computed(lambda m, h: (h * m.weight).cumsum(0)),
+    "summed over rows after": lambda: Computed(
+        lambda m, h: (h * m.weight).flip(0).cumsum(0).flip(0)
+    ),
+    "by their place": lambda: Computed(
+        lambda m, h: h * m.weight * torch.arange(1.0, len(h) + 1)[:, None]
+    ),
 }
 ONLY_SEEM = {
     "instance norm": lambda: nn.Sequential(

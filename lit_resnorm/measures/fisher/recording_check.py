@@ -1,4 +1,4 @@
-"""Whether what a recorded pass found holds: checked against autograd on two rows.
+"""Whether what a recorded pass found holds: checked against autograd on few rows.
 
 Functions that torch's function modes do not see (custom autograd functions, scripted
 functions, views of parameters made beforehand) can take parameters in, and rows can
@@ -69,11 +69,10 @@ def examine(
     with _single_precision():
         direct = _gradients(output, parameters, seed)
         found = _unexplained(network, recorder, output, seed, direct)
-        pair = take_rows(x, slice(0, 2))
         separable, coupled = True, False
-        if num_rows(pair) == 2 and run.norm_mode != "train":
-            separable, coupled = _examine_pair(
-                network, run, pair, (recorder, output, seed), direct
+        if num_rows(x) > 1 and run.norm_mode != "train":
+            separable, coupled = _examine_among_others(
+                network, run, x, (recorder, output, seed), direct
             )
     # Parameters in the order of the network: all ranks have the same.
     flags = seed.new_tensor([*found, not separable, coupled], dtype=torch.float64)
@@ -110,45 +109,51 @@ def _unexplained(
     ]
 
 
-def _examine_pair(
+def _examine_among_others(
     network: Network,
     run: Passes,
-    pair: Any,
+    x: Any,
     first: tuple[UseRecorder, Tensor, Tensor],
     direct: Sequence[Tensor],
 ) -> tuple[bool, bool]:
-    """Return whether two rows can be told apart in uses, and whether they are coupled.
+    """Return whether rows can be told apart in uses, and whether they are coupled.
 
-    Rounding differs between one row and two and grows on its way through a network, so
-    that only a quarter of the digits must agree.
+    The first row runs with the next three, as the second of them: it may depend on
+    rows before it or after it, and reversed it would be in another place. Rounding
+    differs between one row and several and grows on its way through a network, so that
+    only a quarter of the digits must agree.
     """
     recorder, output, seed = first
-    of_pair = UseRecorder(network.parameters)
+    num = min(num_rows(x), 4)
+    of_several = UseRecorder(network.parameters)
+    several = take_rows(x, torch.tensor([1, 0, 2, 3][:num]))
     states = RandomStates.now()
 
     def recorded() -> Tensor:
-        with of_pair:
-            return network(pair)
+        with of_several:
+            return network(several)
 
-    both = run(recorded)
+    outputs = run(recorded)
     if states.moved():
         return True, False  # a network that draws is no function of its rows
-    seeds = torch.cat([seed, torch.zeros_like(seed)])
-    if seeds.shape != both.shape:
+    if outputs.shape != (num * len(output), *output.shape[1:]):
         return False, True
-    grads = _gradients(both, list(network.parameters.values()), seeds)
-    coupled = _apart(both[: len(output)], output, output, 0.25)
+    own = slice(len(output), 2 * len(output))
+    seeds = torch.zeros_like(outputs)
+    seeds[own] = seed
+    grads = _gradients(outputs, list(network.parameters.values()), seeds)
+    coupled = _apart(outputs[own], output, output, 0.25)
     coupled |= _apart(_flat(grads), _flat(direct), _flat(direct), 0.25)
-    if [use.names for use in of_pair.uses] != [use.names for use in recorder.uses]:
+    if [use.names for use in of_several.uses] != [use.names for use in recorder.uses]:
         return False, coupled
-    if any(not use.separable or use.shape[0] != 2 for use in of_pair.uses):
+    if any(not use.separable or use.shape[0] != num for use in of_several.uses):
         return False, coupled
-    # Row 0 of the pair, while row 1 has a gradient too.
+    # The first row's gradients, while the others have some too.
     alone = _use_gradients(recorder, output, seed)
-    together = _use_gradients(of_pair, both, torch.cat([seed, seed]))
+    together = _use_gradients(of_several, outputs, torch.cat([seed] * num))
     for place, use in enumerate(recorder.uses):
         row = use.rows(alone[place], 1)[0]
-        found = of_pair.uses[place].rows(together[place], 2)[0]
+        found = of_several.uses[place].rows(together[place], num)[1]
         sized, grad = _sized(use, alone[place])
         if _apart(found, row, sized.rows(grad, 1)[0], 0.25):
             return False, coupled
