@@ -11,6 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lit_resnorm.measures.fisher import (
+    Examinations,
     FisherOptions,
     FisherSpectrum,
     apart,
@@ -198,6 +199,7 @@ class FIMEigenvalueProbe(Probe):
         self.per_layer = per_layer
         self.memory = memory
         self._vectors: Tensor | None = None
+        self._examinations = Examinations()
         FisherOptions(output=output, num_eigenvalues=num_eigenvalues, tol=tol)
 
     def state_dict(self) -> dict[str, Any]:
@@ -250,6 +252,7 @@ class FIMEigenvalueProbe(Probe):
         return tensors
 
     def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
+        self._examinations = Examinations()
         try:
             check_readable(module)
         except ValueError as error:
@@ -315,6 +318,7 @@ class FIMEigenvalueProbe(Probe):
             class_dim=self.likelihood.class_dim,
             loss_scale=self.likelihood.scale(module, batch),
             memory=self.memory,
+            examinations=self._examinations,
             **options,
         )
 

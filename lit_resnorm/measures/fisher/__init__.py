@@ -1,5 +1,6 @@
 """Fisher information matrices: exact spectra and traces, layer by layer."""
 
+from lit_resnorm.measures.fisher.examinations import Examinations
 from lit_resnorm.measures.fisher.measurement import apart
 from lit_resnorm.measures.fisher.network import check_readable
 from lit_resnorm.measures.fisher.options import FisherOptions
@@ -10,6 +11,7 @@ from lit_resnorm.measures.fisher.spectrum import (
 )
 
 __all__ = [
+    "Examinations",
     "FisherOptions",
     "FisherSpectrum",
     "apart",

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lit_resnorm.measures.fisher.examinations import Examinations
 from lit_resnorm.measures.fisher.head import Layout, WeightedExamples
 from lit_resnorm.measures.fisher.network import Network
 from lit_resnorm.measures.fisher.options import FisherOptions
 from lit_resnorm.measures.fisher.parameter_uses import ConvolutionUse
 from lit_resnorm.measures.fisher.products import Products
 from lit_resnorm.measures.fisher.recording import UseRecorder
-from lit_resnorm.measures.fisher.recording_check import examine
+from lit_resnorm.measures.fisher.recording_check import examine, structure_of
 from lit_resnorm.measures.fisher.shards import Shards
 from lit_resnorm.measures.fisher.sweep import Sweep
 from lit_resnorm.measures.passes.batches import mapped, num_rows, occupied, take_rows
@@ -132,7 +133,7 @@ def measurement(
         untouched(model, norm_mode=norm_mode, reduce=reduce) as run,
     ):
         filled, empty = occupied(x)
-        passes = _FirstPasses(network, run, filled, empty, shards)
+        passes = _FirstPasses(network, run, filled, empty, shards, options.examinations)
         recorder, output, coupled = passes()
         examples = _examples(x, output, shards, options)
         sweep = Sweep(network, run, examples, max(1, options.memory // 4))
@@ -150,6 +151,7 @@ class _FirstPasses:
         x: This rank's rows, or a dummy.
         empty: Whether it is a dummy.
         shards: Rows of all ranks.
+        examinations: What was found before.
         separable: Whether rows that run together can be told apart in every use.
     """
 
@@ -158,6 +160,7 @@ class _FirstPasses:
     x: Any
     empty: bool
     shards: Shards
+    examinations: Examinations
     separable: bool = True
 
     def __call__(self) -> tuple[UseRecorder, Tensor, bool]:
@@ -216,7 +219,13 @@ class _FirstPasses:
 
     def _add_unexplained(self, recorder: UseRecorder, output: Tensor) -> bool:
         """Note what gradients show besides; return whether they show coupled rows."""
-        found = examine(self.network, self.run, self.x, recorder, output, self.shards)
+        seen = self.network, self.run, self.x, recorder, output
+        found = self.examinations.result(
+            structure_of(*seen),
+            lambda: examine(*seen, self.shards),
+            self.shards,
+            self.network.device,
+        )
         recorder.general |= found.otherwise
         self.separable = found.separable
         return found.coupled

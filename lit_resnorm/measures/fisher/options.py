@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from lit_resnorm.measures.fisher.examinations import Examinations
 from lit_resnorm.measures.fisher.head import check_output
 from lit_resnorm.measures.passes.batches import Forward
 from lit_resnorm.measures.passes.untouched import Reduce, check_norm_mode, identity
@@ -57,6 +58,8 @@ class FisherOptions:
         start: Dual vectors of a measurement on the same batch (`FisherSpectrum.vectors`
             ): fewer products then reach the same `tol`.
         memory: Bytes that gradients, and what is kept of them, may take at a time.
+        examinations: What measurements of the same network found before, which saves
+            examining it again.
 
     Raises:
         ValueError: If an option can't be right, whatever the model.
@@ -77,6 +80,7 @@ class FisherOptions:
     trace: bool = True
     start: Tensor | None = None
     memory: int = 2**28
+    examinations: Examinations = field(default_factory=Examinations)
 
     def __post_init__(self) -> None:
         if self.output != "auto":

@@ -9,41 +9,31 @@ Shapes: S seeds, P parameters of a use.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lit_resnorm.measures.fisher.examinations import Examined, settings
 from lit_resnorm.measures.fisher.network import Network
 from lit_resnorm.measures.fisher.parameter_uses import (
     EmbeddingUse,
     OuterUse,
     ScaleUse,
     Use,
+    outer_rows,
 )
 from lit_resnorm.measures.fisher.recording import UseRecorder
 from lit_resnorm.measures.fisher.shards import Shards
-from lit_resnorm.measures.passes.batches import num_rows, take_rows
+from lit_resnorm.measures.passes.batches import leaves, num_rows, take_rows
 from lit_resnorm.measures.passes.random_states import RandomStates
 from lit_resnorm.measures.passes.untouched import Passes
 
-
-@dataclass(frozen=True)
-class Examined:
-    """What gradients say of the recorded uses.
-
-    Attributes:
-        otherwise: Parameters whose gradient is not that of their uses.
-        separable: Whether rows that run together can be told apart in every use.
-        coupled: Whether a row's output or gradient depends on the other rows.
-    """
-
-    otherwise: frozenset[str]
-    separable: bool
-    coupled: bool
+_TOGETHER = 4
+"""Rows that run together, to see whether they depend on each other."""
 
 
 def examine(
@@ -75,12 +65,33 @@ def examine(
                 network, run, x, (recorder, output, seed), direct
             )
     # Parameters in the order of the network: all ranks have the same.
-    flags = seed.new_tensor([*found, not separable, coupled], dtype=torch.float64)
+    sizes = torch.stack([grad.norm().double() for grad in direct])
+    dead = not bool(((sizes > 0) & sizes.isfinite()).all())
+    flags = seed.new_tensor([*found, not separable, coupled, dead], dtype=torch.float64)
     if not shards.alone:
         flags = shards.reduce(flags)
-    *unexplained, mixed, coupled = flags.bool().tolist()
+    *unexplained, mixed, coupled, dead = flags.bool().tolist()
     names = zip(network.parameters, unexplained, strict=True)
-    return Examined(frozenset(n for n, flag in names if flag), not mixed, coupled)
+    return Examined(
+        frozenset(n for n, flag in names if flag), not mixed, coupled, not dead
+    )
+
+
+def structure_of(
+    network: Network, run: Passes, x: Any, recorder: UseRecorder, output: Tensor
+) -> Hashable:
+    """Return all that `examine` depends on, beside the values of weights and rows."""
+    own = [leaf for leaf in leaves(x) if isinstance(leaf, Tensor)]
+    return (
+        run.norm_mode,
+        settings(network.model),
+        tuple((n, p.shape, p.dtype) for n, p in network.parameters.items()),
+        tuple((type(u), u.names, u.shape, u.separable) for u in recorder.uses),
+        frozenset(recorder.general),
+        output.shape,
+        min(num_rows(x), _TOGETHER),
+        tuple((leaf.shape[1:], leaf.dtype) for leaf in own),
+    )
 
 
 def _unexplained(
@@ -124,9 +135,9 @@ def _examine_among_others(
     only a quarter of the digits must agree.
     """
     recorder, output, seed = first
-    num = min(num_rows(x), 4)
+    num = min(num_rows(x), _TOGETHER)
     of_several = UseRecorder(network.parameters)
-    several = take_rows(x, torch.tensor([1, 0, 2, 3][:num]))
+    several = take_rows(x, torch.tensor([1, 0, *range(2, _TOGETHER)][:num]))
     states = RandomStates.now()
 
     def recorded() -> Tensor:
@@ -153,11 +164,19 @@ def _examine_among_others(
     together = _use_gradients(of_several, outputs, torch.cat([seed] * num))
     for place, use in enumerate(recorder.uses):
         row = use.rows(alone[place], 1)[0]
-        found = of_several.uses[place].rows(together[place], num)[1]
+        found = _second_row(of_several.uses[place], together[place], num)
         sized, grad = _sized(use, alone[place])
         if _apart(found, row, sized.rows(grad, 1)[0], 0.25):
             return False, coupled
     return True, coupled
+
+
+def _second_row(use: Use, grad: Tensor, num_rows: int) -> Tensor:
+    """Return what `use.rows` does for one row, without the others' outer products."""
+    if not isinstance(use, OuterUse):
+        return use.rows(grad, num_rows)[1]
+    left, right = use.left(use.input, num_rows), use.right(grad, num_rows)
+    return outer_rows(left[1:2], right[1:2], use.num_inputs)[0]
 
 
 def _parts(use: Use, grad: Tensor) -> Sequence[Tensor]:

@@ -65,7 +65,7 @@ def fisher_spectrum(
         targets: Observed labels: class indices for the softmax, shaped as the output
             without `class_dim`; else numbers shaped as the output.
         **further: `layer_eigenvalues`, `forward`, `class_dim`, `weights`, `loss_scale`,
-            `trace`, `start` and `memory`, as
+            `trace`, `start`, `memory` and `examinations`, as
             :class:`~lit_resnorm.measures.fisher.options.FisherOptions` says.
 
     Raises:
