@@ -1,11 +1,12 @@
-"""Errors as one line that names the option or file at fault; exit statuses."""
+"""Errors as one line that names the option or file at fault, exit statuses, and text.
+
+Text of others is shown as a terminal may show it: nothing in it acts, hides or turns.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-
-from lit_resnorm.printable import printable
 
 SUCCESS, FAILURE, WRONG_USE, PATHOLOGICAL, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses of the command line; a diverged run is pathological."""
@@ -71,3 +72,30 @@ def _likeness(word: str, name: str) -> float:
 def suggestion(names: list[str]) -> str:
     """Return the end of an error that names what may have been meant."""
     return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+def printable(text: object) -> str:
+    r"""Return text with all that isn't printable escaped as in Python's strings.
+
+    Escaped are control characters, of which terminals take commands (`\x1b`), marks of
+    direction, which turn what stands around them (`\u202e`), what has no width or ends
+    a line, and halves of characters that can't be written.
+
+    Args:
+        text: Names, values, messages; paths and errors too.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode()
+        for one in text
+    )
+
+
+def escaped(text: object) -> str:
+    """Return the same where rich reads markup: none of it is markup."""
+    # not needed by commands that print no tables
+    from rich.markup import escape
+
+    return escape(printable(text))

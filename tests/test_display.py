@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 from lit_resnorm.cli import display, main
-from lit_resnorm.cli.fit_help import plain
+from lit_resnorm.cli.fit_help import without_markup
 from lit_resnorm.runs.wandb import WandbHistory
 
 FIT = [
@@ -83,7 +83,7 @@ def test_nothing_is_advertised_or_said_twice(capsys, caplog):
     ],
 )
 def test_help_is_free_of_markup(markup, words):
-    assert plain(markup) == words
+    assert without_markup(markup) == words
 
 
 @pytest.mark.parametrize("command", ["fit", "test"])

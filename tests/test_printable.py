@@ -10,9 +10,8 @@ from handmade_runs import losses, make_run
 from hostile_runs import record, row, wandb
 
 from lit_resnorm.cli import main
-from lit_resnorm.errors import UsageError, one_line
+from lit_resnorm.errors import UsageError, one_line, printable
 from lit_resnorm.papers.printing import print_table, print_verdict
-from lit_resnorm.printable import printable
 
 HARMFUL = {
     "colour": "\x1b[31mred\x1b[0m",

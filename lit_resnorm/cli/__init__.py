@@ -17,9 +17,9 @@ from lit_resnorm.errors import (
     UsageError,
     nearest,
     one_line,
+    printable,
     suggestion,
 )
-from lit_resnorm.printable import printable
 from lit_resnorm.runs.files import RUN_DIR
 
 PROGRAM = "lit-resnorm"

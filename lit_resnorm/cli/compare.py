@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lit_resnorm.cli.arguments import CommandParser
-from lit_resnorm.errors import UsageError
-from lit_resnorm.printable import printable
+from lit_resnorm.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from lit_resnorm.compare.recorded import Recorded

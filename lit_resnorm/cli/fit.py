@@ -48,8 +48,7 @@ from lit_resnorm.cli.run import RunConfig, choose_run, forget_run, rank
 from lit_resnorm.cli.traces import Before, Beginning, callbacks_of, look_before
 from lit_resnorm.cli.trust import Trust
 from lit_resnorm.data import DataModule
-from lit_resnorm.errors import UsageError, one_line
-from lit_resnorm.printable import printable
+from lit_resnorm.errors import UsageError, one_line, printable
 from lit_resnorm.runs.checkpoints import check_checkpoint, load_checkpoint
 from lit_resnorm.runs.files import SUMMARY, with_present_paths
 from lit_resnorm.runs.steps import has_diverged

@@ -68,7 +68,7 @@ def make_readable(parser: OptionParser, command: str) -> None:
     )
     for action in parser._actions:
         if isinstance(action.help, str) and action.help != argparse.SUPPRESS:
-            action.help = _HELP.get(action.dest, plain(action.help))
+            action.help = _HELP.get(action.dest, without_markup(action.help))
     order = {beginning: place for place, (beginning, _, _) in enumerate(_GROUPS)}
     for group in parser._action_groups:
         beginning = _beginning(group)
@@ -84,7 +84,7 @@ def _beginning(group: argparse._ArgumentGroup) -> str:
     return next((name for name in names if name in known), "")
 
 
-def plain(text: str) -> str:
+def without_markup(text: str) -> str:
     """Return what a docstring says without reStructuredText's roles and quotes."""
     for pattern, words in _MARKUP:
         text = re.sub(pattern, words, text)

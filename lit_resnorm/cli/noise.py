@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 
-from lit_resnorm.printable import printable
+from lit_resnorm.errors import printable
 
 _EMPTY = ("💡 Tip", "GPU available: False", "TPU available", "HPU available")
 """Beginnings of advertisements, and of lists of devices that aren't there."""

@@ -18,12 +18,12 @@ from lit_resnorm.errors import (
     SUCCESS,
     UsageError,
     nearest,
+    printable,
     suggestion,
 )
 from lit_resnorm.papers.contents import ENTRIES
 from lit_resnorm.papers.item import MARKS
 from lit_resnorm.papers.printing import print_table
-from lit_resnorm.printable import printable
 
 __all__ = ["reproduce"]
 

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from lit_resnorm.printable import escaped, printable
+from lit_resnorm.errors import escaped, printable
 from lit_resnorm.runs.json_lines import NOT_FINITE
 
 _STYLES = {"bad": "red", "warn": "yellow", "good": "green", "info": "dim"}

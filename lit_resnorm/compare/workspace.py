@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_resnorm.compare.grouping import DEFAULT_BY
-from lit_resnorm.errors import UsageError
-from lit_resnorm.printable import printable
+from lit_resnorm.errors import UsageError, printable
 from lit_resnorm.quantities import Declared, name_pattern
 
 _STEP = "trainer/global_step"

@@ -16,7 +16,7 @@ from lit_resnorm.diagnose.report import (
     Finding,
     StableRates,
 )
-from lit_resnorm.printable import escaped
+from lit_resnorm.errors import escaped
 
 MOST_ROWS = 24
 _MARKS = {"P": "published", "D": "derived", "A": "abstract", "R": "literature"}

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from lit_resnorm.printable import escaped, printable
+from lit_resnorm.errors import escaped, printable
 
 _WIDE = 1000
 """Columns of an output that is no terminal: no line is broken."""

@@ -15,10 +15,10 @@ from joblib import Parallel, cpu_count, delayed, parallel_config
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
+from lit_resnorm.errors import escaped
 from lit_resnorm.papers.item import Cell, Item, Row, Settings
 from lit_resnorm.papers.printing import print_verdict
 from lit_resnorm.papers.results import Results, results_key
-from lit_resnorm.printable import escaped
 
 __all__ = ["Interrupted", "curves", "executor", "reproduce_item", "run_cells"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lit_resnorm.printable import printable
+from lit_resnorm.errors import printable
 from lit_resnorm.runs.checkpoints import checkpoints_in, load_checkpoint, saved_at
 from lit_resnorm.runs.files import CHECKPOINTS, FIGURES, HISTORY, SUMMARY, TABLES
 

@@ -33,9 +33,9 @@ from lit_resnorm.runs.files import (
     summarise,
 )
 from lit_resnorm.runs.json_lines import read_rows, replace_file
+from lit_resnorm.runs.optimizer_steps import checkpoint_steps, steps_taken
 from lit_resnorm.runs.steps import StepCount, is_under_way, run_status
 from lit_resnorm.runs.writer import RunWriter
-from lit_resnorm.steps import checkpoint_steps, steps_taken
 
 
 class RunHistory(Logger):

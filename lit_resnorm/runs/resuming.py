@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lit_resnorm.runs.files import LOGGED, PENDING
 from lit_resnorm.runs.history import RunHistory
-from lit_resnorm.steps import step_tracker, steps_before_batch
+from lit_resnorm.runs.optimizer_steps import step_tracker, steps_before_batch
 
 _BATCH_END, _VALIDATION, _VALIDATED = "batch end", "validation", "validation end"
 _EPOCH_END, _BETWEEN = "epoch end", "between epochs"

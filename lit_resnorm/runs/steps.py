@@ -1,9 +1,9 @@
 """Which optimizer step a logged value belongs to, and how a run ended.
 
 The step of a value is the number of optimizer steps that the weights it was
-computed at have taken (see `lit_resnorm.steps`). Lightning numbers validation rows and
-the rows at the end of a training epoch one lower; a logger that asks `StepCount` puts
-them right.
+computed at have taken (see `lit_resnorm.runs.optimizer_steps`). Lightning numbers
+validation rows and the rows at the end of a training epoch one lower; a logger that
+asks `StepCount` puts them right.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import nn
 
-from lit_resnorm.steps import (
+from lit_resnorm.runs.optimizer_steps import (
     checkpoint_steps,
     steps_before_batch,
     steps_taken,

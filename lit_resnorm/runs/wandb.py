@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lit_resnorm.runs.files import RESUMED, SITE_KEY
 from lit_resnorm.runs.history import RunHistory
+from lit_resnorm.runs.optimizer_steps import checkpoint_steps
 from lit_resnorm.runs.steps import StepCount, run_status
-from lit_resnorm.steps import checkpoint_steps
 
 _STEP = "trainer/global_step"
 

@@ -27,7 +27,7 @@ from lit_resnorm.measures.passes.untouched import (
     untouched,
 )
 from lit_resnorm.quantities import Declared, Quantity, logs_section
-from lit_resnorm.steps import steps_taken, track_steps
+from lit_resnorm.runs.optimizer_steps import steps_taken, track_steps
 from lit_resnorm_callbacks.probe.batch import batch_source, fixed_batch
 from lit_resnorm_callbacks.probe.cadence import Cadence, is_dry_run
 from lit_resnorm_callbacks.probe.counts import check_count

@@ -14,7 +14,7 @@ from lit_resnorm.measures.copies.first_pass import run_first_pass
 from lit_resnorm.measures.losses import Reduction
 from lit_resnorm.measures.passes.random_states import random_states_kept
 from lit_resnorm.measures.passes.untouched import Reduce
-from lit_resnorm.steps import steps_taken
+from lit_resnorm.runs.optimizer_steps import steps_taken
 from lit_resnorm_callbacks.probe.guard import RefusedRunError
 from lit_resnorm_callbacks.probe.ranks import OutOfMemoryError, measured_together
 from lit_resnorm_callbacks.stability.batch_hooks import WatchedBatchHooks

@@ -19,7 +19,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from lit_resnorm.printable import printable
+from lit_resnorm.errors import printable
 from lit_resnorm.runs.json_lines import plain, replace_file
 
 SCRIPTS = (
