@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lit_resnorm.cli.defaults import keeps_checkpoints_in_run
 from lit_resnorm.runs.checkpoints import VARIANT
@@ -78,7 +79,9 @@ def _chosen_checkpoint(options: Namespace, subcommand: str, run: Path) -> str | 
     may_begin = subcommand == "fit" and options.run is not None
     if may_begin and keeps_checkpoints_in_run(options) and has_not_begun(run):
         if not rank():
-            rank_zero_info(f"--ckpt_path last: {run} has no checkpoint, it begins anew")
+            sys.stderr.write(
+                f"--ckpt_path last: {run} has no checkpoint, it begins anew\n"
+            )
             clear(run)
         return None
     return str(last_checkpoint(run, weights_only=weights_only))

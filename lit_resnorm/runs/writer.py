@@ -176,13 +176,10 @@ class RunWriter:
             raise error
 
     def _close(self, file: TextIO) -> None:
-        with self._noting_errors(HISTORY):
-            path = self.path / HISTORY
-            is_there = path.exists() and os.path.samestat(
-                os.fstat(file.fileno()), path.stat()
-            )
-            file.close()
-            if not is_there:
+        path = self.path / HISTORY
+        with file, self._noting_errors(HISTORY):
+            opened = os.fstat(file.fileno())
+            if not (path.exists() and os.path.samestat(opened, path.stat())):
                 raise FileNotFoundError(errno.ENOENT, "it was taken away", str(path))
 
     @contextmanager
