@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from small import FunctionalNet, quiet_trainer
+from small import FunctionalNet, loaders, quiet_trainer
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
@@ -350,6 +350,23 @@ def test_diverged_twin_is_counted_and_left_out_of_the_means():
     assert values["stability/diverged"] == 1
     assert 0 < values["stability/eps_hyp"] < 10
     assert torch.isfinite(values["stability/distance"])
+
+
+def test_influence_is_estimated_through_attention():
+    class Attending(FunctionalNet):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x):
+            tokens = x.view(-1, 2, 4)
+            mixed, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+            return super().forward(mixed.flatten(1))
+
+    probe = StabilityProbe(num_twins=2, method="influence", cadence=2, strict=True)
+    trainer = quiet_trainer(max_steps=4, callbacks=[probe])
+    trainer.fit(Attending(), *loaders())
+    assert trainer.callback_metrics["stability/eps_hyp"] > 0
 
 
 def test_influence_estimates_run_beside_the_training_without_twins(tmp_path):

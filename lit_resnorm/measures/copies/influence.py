@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_resnorm.measures.copies.copies import Copies, ModelFunction
 from lit_resnorm.measures.passes.batches import num_rows, occupied, take_rows
@@ -72,7 +73,11 @@ def influence_copies(
     copies = Copies(model, trained, num)
     names = list(copies.originals)
     batch, empty = occupied(batch)
-    with untouched(model, norm_mode=norm_mode, reduce=reduce) as run:
+    # The fused attention kernels can be differentiated once only.
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        untouched(model, norm_mode=norm_mode, reduce=reduce) as run,
+    ):
         leaves = [
             p.detach().clone().requires_grad_() for p in copies.originals.values()
         ]
