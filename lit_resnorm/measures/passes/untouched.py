@@ -24,6 +24,7 @@ from lit_resnorm.measures.passes.batch_norms import (
 )
 from lit_resnorm.measures.passes.checkpointing import uncheckpointed
 from lit_resnorm.measures.passes.compilation import uncompiled
+from lit_resnorm.measures.passes.gradient_hooks import without_gradient_hooks
 from lit_resnorm.measures.passes.kept_state import state_kept
 from lit_resnorm.measures.passes.lazy_layers import check_initialised
 from lit_resnorm.measures.passes.parameter_writes import parameters_kept
@@ -216,13 +217,14 @@ def untouched(
     """Give a runner of forward passes, and leave the model as it was.
 
     Inside, the model is in eval mode (no dropout), autocast, `torch.compile` and
-    activation checkpointing are off, gradients can be taken even under
-    `torch.inference_mode`, and batch norm is what `norm_mode` says. Every pass begins
-    with the state that the model has. Afterwards, also after an exception, everything
-    that a pass can change is what it was, to the bit: modes, buffers, parameters
-    written in `forward`, `.grad` fields, attributes of modules and what they hold
-    (tensors, containers, counters, metrics, generators), and the global random states
-    (torch, NumPy, Python). What a LightningModule logs in `forward` is not logged.
+    activation checkpointing are off, hooks on gradients don't run, gradients can be
+    taken even under `torch.inference_mode`, and batch norm is what `norm_mode` says.
+    Every pass begins with the state that the model has. Afterwards, also after an
+    exception, everything that a pass can change is what it was, to the bit: modes,
+    buffers, parameters written in `forward`, `.grad` fields, attributes of modules and
+    what they hold (tensors, containers, counters, metrics, generators), and the global
+    random states (torch, NumPy, Python). What a LightningModule logs in `forward` is
+    not logged.
 
     Args:
         model: Any module; nothing is converted.
@@ -243,6 +245,7 @@ def untouched(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(random_states_kept())
+        stack.enter_context(without_gradient_hooks(model))
         stack.enter_context(_module_state(model))
         for device_type in {p.device.type for p in model.parameters()} | {"cpu"}:
             stack.enter_context(torch.autocast(device_type, enabled=False))
