@@ -182,13 +182,30 @@ def layers_by_site(
         forward: One pass of the model, on a few examples.
     """
     sites = trace(model, forward)
+    owned = _by_owner(blocks)
+    root = type(model).__name__.lower()
+    named = {_site_name(owner, root, sites): tuple(b) for owner, b in owned.items()}
+    return dict(sorted(named.items()))
+
+
+def layers_by_registration(
+    model: nn.Module, blocks: Sequence[ParameterBlock]
+) -> dict[str, tuple[ParameterBlock, ...]]:
+    """Return the blocks of each parameter-owning module, by its place among these.
+
+    For networks whose rows take different ways, and have no one order of execution.
+    """
+    root = type(model).__name__.lower()
+    owned = _by_owner(blocks)
+    return {f"{i:03d}.{o or root}": tuple(b) for i, (o, b) in enumerate(owned.items())}
+
+
+def _by_owner(blocks: Sequence[ParameterBlock]) -> dict[str, list[ParameterBlock]]:
     owned: dict[str, list[ParameterBlock]] = {}
     for block in blocks:
         owner = block.names[0].rpartition(".")[0].replace("_orig_mod.", "")
         owned.setdefault(owner.removesuffix("_orig_mod").strip("."), []).append(block)
-    root = type(model).__name__.lower()
-    named = {_site_name(owner, root, sites): tuple(b) for owner, b in owned.items()}
-    return dict(sorted(named.items()))
+    return owned
 
 
 def _kind(use: Use) -> tuple[object, ...]:

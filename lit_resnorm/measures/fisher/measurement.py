@@ -23,7 +23,7 @@ from lit_resnorm.measures.fisher.products import Products
 from lit_resnorm.measures.fisher.recording import UseRecorder
 from lit_resnorm.measures.fisher.recording_check import examine, structure_of
 from lit_resnorm.measures.fisher.shards import Shards
-from lit_resnorm.measures.fisher.sweep import Sweep
+from lit_resnorm.measures.fisher.sweep import MissedNormError, Sweep
 from lit_resnorm.measures.passes.batches import mapped, num_rows, occupied, take_rows
 from lit_resnorm.measures.passes.untouched import (
     Passes,
@@ -137,7 +137,9 @@ def measurement(
         recorder, output, coupled = passes()
         examples = _examples(x, output, shards, options)
         sweep = Sweep(network, run, examples, max(1, options.memory // 4))
-        sweep.follow(recorder, together=passes.separable)
+        sweep.follow(recorder, output, together=passes.separable)
+        if not coupled and not (sweep.ranks_agree() and sweep.blocks):
+            sweep.take_directly()
         yield Measurement(sweep, coupled, options)
 
 
@@ -175,6 +177,7 @@ class _FirstPasses:
         run = self.run
         if run.norm_mode == "train":  # together, or batch norm has no batch
             recorder, output = self._recorded(self.x)
+            self._check_dependent(output)
             self._add_unexplained(recorder, output)
             return recorder, output, True
         one = take_rows(self.x, slice(0, 1))
@@ -182,6 +185,9 @@ class _FirstPasses:
         if run.num_norms:
             self._calibrate()
             recorder, output = self._recorded(one)
+            if self.shards.largest(int(not run.applied_all_norms), output.device):
+                raise MissedNormError(self.network.model, run.norm_mode)
+        self._check_dependent(output)
         coupled = run.takes_rows_together
         if not coupled:
             coupled = self._add_unexplained(recorder, output)
@@ -210,12 +216,22 @@ class _FirstPasses:
                 return self.network(x)
 
         output = self.run(recorded, empty=self.empty, scout=scout)
-        if not output.requires_grad:
+        return recorder, output
+
+    def _check_dependent(self, output: Tensor) -> None:
+        """Refuse a network none of whose outputs depends on a parameter.
+
+        That of a single row may not, where a row can leave early.
+        """
+        dependent = output.requires_grad
+        if not dependent:
+            together = self.run(lambda: self.network(self.x), empty=self.empty)
+            dependent = together.requires_grad
+        if not self.shards.largest(int(dependent), self.network.device):
             raise ValueError(
                 f"the output of {type(self.network.model).__name__} does not depend on"
                 f" any of its {len(self.network.parameters)} trainable parameters"
             )
-        return recorder, output
 
     def _add_unexplained(self, recorder: UseRecorder, output: Tensor) -> bool:
         """Note what gradients show besides; return whether they show coupled rows."""

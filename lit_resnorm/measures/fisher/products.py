@@ -128,6 +128,8 @@ class Products:
         for rows, x in self._batches():
             with torch.enable_grad():
                 output = self.run(lambda x=x: self.network(x))
+            if not output.requires_grad:  # the rows' way meets no parameter
+                continue
             chunk = _Chunk(rows, output, self.examples.head(output, rows))
             if self.keep_graphs:
                 self._graphs.append(chunk)
@@ -239,6 +241,8 @@ class Products:
                 for grad, tangent in zip(chunk.grads, named.values(), strict=True)
                 if grad.requires_grad
             ]
+            if not pairs:  # rows whose way meets none of the parameters
+                continue
             (out,) = torch.autograd.grad(
                 [grad for grad, _ in pairs],
                 chunk.dual,

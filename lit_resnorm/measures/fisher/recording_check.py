@@ -220,6 +220,8 @@ def _flat(grads: Sequence[Tensor]) -> Tensor:
 def _gradients(
     output: Tensor, parameters: Sequence[Tensor], seed: Tensor
 ) -> Sequence[Tensor]:
+    if not output.requires_grad:  # the row's way meets no parameter
+        return [torch.zeros_like(parameter) for parameter in parameters]
     return torch.autograd.grad(
         output,
         parameters,

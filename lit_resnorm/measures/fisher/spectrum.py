@@ -18,11 +18,16 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from lit_resnorm.measures.fisher.blocks import ParameterBlock, layers_by_site
+from lit_resnorm.measures.fisher.blocks import (
+    ParameterBlock,
+    layers_by_registration,
+    layers_by_site,
+)
 from lit_resnorm.measures.fisher.measurement import Measurement, measurement
 from lit_resnorm.measures.fisher.options import FisherOptions
 from lit_resnorm.measures.fisher.result import FisherSpectrum
 from lit_resnorm.measures.fisher.routes import spectrum_by_cheapest_route
+from lit_resnorm.measures.fisher.sweep import OtherWayError
 from lit_resnorm.measures.passes.batches import occupied, take_rows
 from lit_resnorm.measures.passes.untouched import Reduce, identity
 
@@ -84,8 +89,11 @@ def fisher_spectrum(
         **further,
     )
     with measurement(model, x, options) as measured:
-        layers = _layers(model, x, measured) if per_layer else {}
-        found = spectrum_by_cheapest_route(measured, layers)
+        try:
+            found = _spectrum(model, x, measured)
+        except OtherWayError:
+            measured.sweep.take_directly()
+            found = _spectrum(model, x, measured)
         return replace(found, coupled=measured.coupled)
 
 
@@ -109,6 +117,11 @@ def empirical_fisher_spectrum(
     return fisher_spectrum(model, x, targets=y, **options)
 
 
+def _spectrum(model: nn.Module, x: Any, measured: Measurement) -> FisherSpectrum:
+    layers = _layers(model, x, measured) if measured.options.per_layer else {}
+    return spectrum_by_cheapest_route(measured, layers)
+
+
 def _layers(
     model: nn.Module, x: Any, measured: Measurement
 ) -> dict[str, tuple[ParameterBlock, ...]]:
@@ -119,9 +132,12 @@ def _layers(
     """
     some = occupied(x)[0]
     few = some if measured.coupled else take_rows(some, slice(0, 1))
-    layers = layers_by_site(
-        model, measured.sweep.blocks, lambda: measured.one_pass(few)
-    )
+    if measured.sweep.direct:
+        layers = layers_by_registration(model, measured.sweep.blocks)
+    else:
+        layers = layers_by_site(
+            model, measured.sweep.blocks, lambda: measured.one_pass(few)
+        )
     pattern = measured.options.per_layer
     if not isinstance(pattern, str):
         return layers

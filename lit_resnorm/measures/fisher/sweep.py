@@ -12,12 +12,13 @@ coefficients), S seeds of one pass.
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from lit_resnorm.measures.fisher.blocks import Leavings, ParameterBlock, find_blocks
@@ -30,6 +31,25 @@ from lit_resnorm.measures.passes.untouched import Passes
 
 Visit = Callable[[ParameterBlock, Leavings], None]
 """Takes a block and what a backward pass left at it."""
+
+
+class OtherWayError(Exception):
+    """Rows take different ways through the network, on this rank or another."""
+
+
+class MissedNormError(ValueError):
+    """A row passes by batch norms whose statistics are fixed.
+
+    Statistics are known by the place of their norm in a pass, so that the row's norms
+    would be given those of others.
+    """
+
+    def __init__(self, model: nn.Module, norm_mode: str) -> None:
+        super().__init__(
+            f"rows of the batch take different ways through {type(model).__name__},"
+            f" past batch norms whose statistics norm_mode {norm_mode!r} fixes: measure"
+            " with norm_mode 'train'"
+        )
 
 
 @dataclass(frozen=True)
@@ -55,6 +75,9 @@ class Sweep:
         traced: The uses of that pass, of one row.
         stacked: Whether rows can be told apart in every use, and run together.
         vectorised: Whether the backward pass runs for several seeds together.
+        direct: Whether each row is differentiated to all parameters, whatever way it
+            takes.
+        reached: Parameters without uses that the traced pass's output depends on.
     """
 
     network: Network
@@ -65,26 +88,70 @@ class Sweep:
     traced: list[Use] = field(default_factory=list)
     stacked: bool = True
     vectorised: bool = True
+    direct: bool = False
+    reached: frozenset[str] = frozenset()
 
-    def follow(self, recorder: UseRecorder, *, together: bool) -> None:
+    def follow(self, recorder: UseRecorder, output: Tensor, *, together: bool) -> None:
         """Take over what a recorded pass on one row found.
 
         Args:
             recorder: Of that pass.
+            output: Of that pass.
             together: Whether rows can be told apart where several are run.
         """
         self.traced = recorder.uses
         self.blocks = find_blocks(
             recorder.uses, recorder.general, self.network.parameters
         )
+        self.reached = self._found_apart(output)
         self.stacked = (
             together
             and all(block.places for block in self.blocks)
             and all(use.separable and use.shape[0] == 1 for use in recorder.uses)
         )
 
+    def take_directly(self) -> None:
+        """Differentiate each row to all parameters: for rows that take different ways.
+
+        Exact whatever the way; gradients take as much memory as the parameters.
+        """
+        parameters = self.network.parameters
+        self.traced = []
+        self.blocks = find_blocks([], set(parameters), parameters)
+        self.stacked, self.direct = False, True
+
+    def ranks_agree(self) -> bool:
+        """Return whether the traced rows of all ranks took the same way."""
+        shards, device = self.examples.shards, self.network.device
+        if shards.alone:
+            return True
+        uses = [(type(u).__name__, u.names, tuple(u.shape)) for u in self.traced]
+        way = uses, [block.names for block in self.blocks], sorted(self.reached)
+        digest = zlib.crc32(repr(way).encode())
+        return shards.largest(digest, device) == -shards.largest(-digest, device)
+
     def __call__(self, blocks: Sequence[ParameterBlock], visit: Visit) -> None:
-        """Run the passes to some blocks' uses and show each what they left."""
+        """Run the passes to some blocks' uses and show each what they left.
+
+        Raises:
+            OtherWayError: On all ranks, if a row of one takes another way than the
+                traced row. What was shown before is then of no use.
+            MissedNormError: On all ranks, if a row passes by a batch norm.
+        """
+        found = 0
+        try:
+            self._all_rows(blocks, visit)
+        except OtherWayError:
+            found = 1
+        except MissedNormError:
+            found = 2
+        found = self.examples.shards.largest(found, self.network.device)
+        if found == 2:
+            raise MissedNormError(self.network.model, self.run.norm_mode)
+        if found:
+            raise OtherWayError
+
+    def _all_rows(self, blocks: Sequence[ParameterBlock], visit: Visit) -> None:
         start, num_rows = 0, self.examples.num_rows
         size = self._rows_at_once(blocks)
         while start < num_rows:
@@ -137,7 +204,7 @@ class Sweep:
     ) -> bool:
         """Run some rows; False where they could not be told apart."""
         count = rows.stop - rows.start
-        recorder = UseRecorder(self.network.parameters)
+        recorder = UseRecorder({} if self.direct else self.network.parameters)
         x = take_rows(self.examples.x, rows)
 
         def recorded() -> Tensor:
@@ -145,13 +212,12 @@ class Sweep:
                 return self.network(x)
 
         output = self.run(recorded)
-        if count > 1 and any(use.shape[0] != count for use in recorder.uses):
+        if not self.run.applied_all_norms:
+            raise MissedNormError(self.network.model, self.run.norm_mode)
+        if count > 1 and any(use.shape[:1] != (count,) for use in recorder.uses):
             return False
-        if [u.names for u in recorder.uses] != [u.names for u in self.traced]:
-            raise RuntimeError(
-                "the forward pass used other parameters than that of the first row:"
-                " its way depends on the data"
-            )
+        if not self.direct and not self._as_traced(recorder, output, count):
+            raise OtherWayError
         head = self.examples.head(output, rows)
         ends = self._ends(blocks, recorder)
         for seeds in slices(
@@ -164,6 +230,34 @@ class Sweep:
                 visit(block, Leavings(rows, seeds, uses, own))
         return True
 
+    def _as_traced(self, recorder: UseRecorder, output: Tensor, count: int) -> bool:
+        """Return whether some rows took the way of the traced one."""
+        if len(recorder.uses) != len(self.traced):
+            return False
+        for use, traced in zip(recorder.uses, self.traced, strict=True):
+            shape = traced.shape if count == 1 else (count, *traced.shape[1:])
+            if (type(use), use.names, use.shape) != (type(traced), traced.names, shape):
+                return False
+        loose = {block.names[0] for block in self.blocks if not block.places}
+        return (
+            not recorder.general - loose and self._found_apart(output) == self.reached
+        )
+
+    def _found_apart(self, output: Tensor) -> frozenset[str]:
+        """Return which parameters without uses an output depends on.
+
+        Custom functions take parameters in unseen; the graph has them.
+        """
+        by_uses = {n for block in self.blocks if block.places for n in block.names}
+        others = {
+            id(parameter): name
+            for name, parameter in self.network.parameters.items()
+            if name not in by_uses
+        }
+        if not others:
+            return frozenset()
+        return frozenset(others[i] for i in _leaves(output) if i in others)
+
     def _units(self, head: Head, seeds: slice) -> Tensor:
         """Return unit dual vectors, the same for each row: `(S, N, T, K)`."""
         num = self.examples.num_seeds
@@ -174,6 +268,8 @@ class Sweep:
     def _grads(
         self, output: Tensor, ends: Sequence[End], seeds: Tensor
     ) -> list[Tensor]:
+        if not output.requires_grad:  # this row's way meets no parameter
+            return [seeds.new_zeros(len(seeds), *end.shape) for end in ends]
         places: list[Any] = [end.place for end in ends]
         grads = self._together(output, places, seeds) if len(seeds) > 1 else None
         if grads is None:
@@ -217,6 +313,20 @@ class Sweep:
             except (RuntimeError, NotImplementedError):
                 self.vectorised = False
                 return None
+
+
+def _leaves(output: Tensor) -> set[int]:
+    """Return the identities of the leaves of an output's graph, and of None."""
+    seen, leaves = set(), set()
+    nodes = [output.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaves.add(id(getattr(node, "variable", None)))
+        nodes += [after for after, _ in node.next_functions]
+    return leaves
 
 
 def slices(total: int, size: int) -> list[slice]:

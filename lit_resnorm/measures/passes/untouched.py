@@ -107,6 +107,11 @@ class Passes(TorchFunctionMode):
         return len(self._applications)
 
     @property
+    def applied_all_norms(self) -> bool:
+        """Whether the last pass applied all batch norms whose statistics were taken."""
+        return self._application == len(self._applications)
+
+    @property
     def takes_rows_together(self) -> bool:
         """Whether calls ask for statistics over rows where `norm_mode` leaves them."""
         return self.norm_mode == "eval" and any(
