@@ -12,8 +12,8 @@ SUCCESS, FAILURE, WRONG_USE, PATHOLOGICAL, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses of the command line; a diverged run is pathological."""
 
 _LONG = 500
-_BEGINS = 0.9
-"""Likeness of a name and its beginning, at least."""
+_BEGINS = 0.8
+"""Likeness of a name and its beginning, at least; the more of it is there, the more."""
 _ALIKE, _AS_GOOD = 0.65, 0.05
 """Likeness from which a name is suggested, and how far it may be below the best."""
 
@@ -65,8 +65,9 @@ def _likeness(word: str, name: str) -> float:
     parts = [one.rpartition(".")[2].lstrip("-") for one in (word, name)]
     whole = difflib.SequenceMatcher(None, word, name).ratio()
     last = difflib.SequenceMatcher(None, parts[0], parts[1]).ratio()
-    begins = _BEGINS if len(parts[0]) > 1 and parts[1].startswith(parts[0]) else 0.0
-    return max(whole, last, begins)
+    if len(parts[0]) < 2 or not parts[1].startswith(parts[0]):
+        return max(whole, last)
+    return max(whole, last, _BEGINS + (1 - _BEGINS) * whole)
 
 
 def suggestion(names: list[str]) -> str:

@@ -16,6 +16,8 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from lit_resnorm.cli import main
 from lit_resnorm.runs.files import FIGURES, HISTORY, SUMMARY, TABLES
 from lit_resnorm.runs.json_lines import read_rows
@@ -52,6 +54,8 @@ def started(function, *, said):
     if pid:
         return pid
     status = 70
+    # A look for devices in the parent marks forks as bad for CUDA, which isn't used.
+    torch.cuda._is_in_bad_fork = lambda: False
     try:
         os.setpgid(0, 0)
         with Path(said).open("a") as file:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lit_resnorm.measures.copies.first_pass import rehearse
+from lit_resnorm.measures.copies.first_pass import run_first_pass
 
 
 class Net(nn.Module):
@@ -85,7 +85,7 @@ def test_rows_are_coupled_by_statistics_over_rows_however_they_are_spelled(
     model = kind().double()
     x = torch.randn(num, 6, dtype=torch.float64)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    seen = rehearse(model, lambda model, x: model(x).square().mean(1), x)
+    seen = run_first_pass(model, lambda model, x: model(x).square().mean(1), x)
     assert seen.coupled is coupled
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
