@@ -159,7 +159,7 @@ def parameter_matrix(sweep: Sweep) -> tuple[Tensor, dict[ParameterBlock, Tensor]
     def add(block: ParameterBlock, left: Leavings) -> None:
         parts.append(block.rows(left).flatten(0, 1))
         if len(parts) == len(places):
-            rows_DP = torch.cat(parts, dim=1)
+            rows_DP = torch.cat(parts, dim=1).to(matrix_PP)
             matrix_PP.addmm_(rows_DP.T, rows_DP)
             parts.clear()
 

@@ -58,8 +58,17 @@ class Network:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the gradients."""
-        return next(iter(self.parameters.values())).dtype
+        """Type that holds all gradients: the widest of the parameters'."""
+        return max(self._dtypes, key=lambda dtype: dtype.itemsize)
+
+    @property
+    def eps(self) -> float:
+        """Relative error of one rounding, in the narrowest type of a parameter."""
+        return max(torch.finfo(dtype).eps for dtype in self._dtypes)
+
+    @property
+    def _dtypes(self) -> list[torch.dtype]:
+        return [parameter.dtype for parameter in self.parameters.values()]
 
     @property
     def device(self) -> torch.device:

@@ -85,7 +85,7 @@ class Products:
         if not shards.alone:
             flat = shards.reduce(torch.cat([grad.flatten() for grad in grads]))
             parts = flat.split([grad.numel() for grad in grads])
-            grads = [p.view_as(g) for p, g in zip(parts, grads, strict=True)]
+            grads = [p.view_as(g).to(g) for p, g in zip(parts, grads, strict=True)]
         result_D = shards.gather(self._forth(grads)).flatten()
         while not self._proven and len(self._ways) > 1:
             if self._proves(dual_D, result_D, grads):
@@ -108,7 +108,7 @@ class Products:
         squares = torch.stack([g.square().sum(dtype=torch.float64) for g in grads])
         apart = (dual_D @ result_D - squares.sum()).abs()
         # Rounding grows on its way through a network: a quarter of the digits.
-        bound = torch.finfo(self.network.dtype).eps ** 0.25
+        bound = self.network.eps**0.25
         return not bool(apart > bound * dual_D.norm() * result_D.norm())
 
     def _parameters(self) -> dict[str, Tensor]:

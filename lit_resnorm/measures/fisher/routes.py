@@ -132,7 +132,7 @@ def _decomposed(
         pairs = all_pairs(matrix)
     else:
         pairs = top_pairs(matrix, count, measured.options.tol)
-    keep = stand_out(pairs.values, matrix.dtype)
+    keep = stand_out(pairs.values, measured.sweep.network.eps)
     return FisherSpectrum(
         pairs.values[keep].cpu(),
         trace,
@@ -167,10 +167,10 @@ def _from_products(measured: Measurement, count: int, layers: Layers) -> FisherS
             start.to(measured.sweep.network.device, torch.float64),
             k,
             tol=options.tol,
-            precision=torch.finfo(measured.sweep.network.dtype).eps,
+            precision=measured.sweep.network.eps,
             trace=trace,
         )
-        keep = stand_out(pairs.values, measured.sweep.network.dtype)
+        keep = stand_out(pairs.values, measured.sweep.network.eps)
         return FisherSpectrum(
             pairs.values[keep].cpu(),
             float("nan") if trace is None else trace,
@@ -215,7 +215,7 @@ def _cold_start(measured: Measurement, num_vectors: int) -> Tensor:
         tol=0.1,
         block=num_vectors,
         max_products=6 * num_vectors,
-        precision=torch.finfo(kept.rows.dtype).eps,
+        precision=measured.sweep.network.eps,
     )
     return pairs.vectors + 0.1 * mixed_DB
 
@@ -257,12 +257,12 @@ def _size(blocks: Sequence[ParameterBlock]) -> int:
     return sum(block.num_parameters for block in blocks)
 
 
-def stand_out(values: Tensor, dtype: torch.dtype) -> Tensor:
+def stand_out(values: Tensor, eps: float) -> Tensor:
     """Return which descending values of a matrix of this precision are not zero.
 
     NaN stays.
     """
     if not values.numel() or bool(values.isnan().any()):
         return torch.ones_like(values, dtype=torch.bool)
-    share = 1e-10 if dtype == torch.float64 else 1e-6
+    share = 1e-10 if eps <= torch.finfo(torch.float64).eps else 1e-6
     return values > max(0.0, float(values[0])) * share

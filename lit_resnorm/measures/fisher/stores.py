@@ -115,7 +115,8 @@ class Store:
             return Kept(rows, None)
         none = self._like.new_empty(0, *self._left_shape, dtype=self._left_dtype)
         inputs = torch.cat([none, *(left.inputs() for left in self._passes)])
-        return Kept(rows, shards.gather(inputs))
+        left = shards.gather(inputs)
+        return Kept(rows, left.to(rows) if left.is_floating_point() else left)
 
     def _all(self) -> Tensor:
         if self._rows is None:
