@@ -5,11 +5,13 @@ Dimensions: K examples left out, B examples of the batch, P parameters.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_resnorm.measures.copies.copies import Copies, ModelFunction
@@ -87,12 +89,25 @@ def influence_copies(
             weights = dict(zip(names, leaves, strict=True))
             return run(lambda: bound.with_weights(weights, of), empty=empty)
 
+        @torch.no_grad()
+        def along(tangents: list[Tensor]) -> Tensor:
+            with warnings.catch_warnings(), forward_ad.dual_level():
+                # Some of torch's own rules are scripted, which it has deprecated.
+                warnings.filterwarnings("ignore", message=".*torch.jit.script")
+                duals = map(forward_ad.make_dual, leaves, tangents)
+                weights = dict(zip(names, duals, strict=True))
+                found = run(lambda: bound.with_weights(weights, batch))
+                tangent = forward_ad.unpack_dual(found).tangent
+                return torch.zeros_like(found) if tangent is None else tangent
+
+        batch_output = output(batch)
         product = gauss_newton(
-            output(batch),
+            batch_output,
             lambda out: losses(out, batch),
             leaves,
             0 if empty else num_rows(batch),
             reduce,
+            along,
         )
         empty = False
         for place, k in enumerate(seen):
@@ -115,6 +130,7 @@ def gauss_newton(
     leaves: list[Tensor],
     count: int,
     reduce: Reduce = identity,
+    forward_mode: Callable[[list[Tensor]], Tensor] | None = None,
 ) -> Matvec:
     r"""Return the product with the Gauss-Newton matrix of a mean loss.
 
@@ -129,6 +145,8 @@ def gauss_newton(
         leaves: The parameters, P numbers in all.
         count: How many of this rank's rows count: all, or 0 for a dummy row.
         reduce: Sums over ranks.
+        forward_mode: Takes tangents of the parameters, returns J v, where an operation
+            (hardsigmoid) can't be differentiated twice.
     """
     total = float(reduce(output.new_tensor([count], dtype=torch.float64)))
     dual = torch.zeros_like(output, requires_grad=True)
@@ -139,15 +157,31 @@ def gauss_newton(
     heads = output.detach().requires_grad_()
     slope = torch.autograd.grad(losses(heads).sum(), heads, create_graph=True)[0]
 
+    twice = True
+
+    def along(v_P: Tensor) -> Tensor:
+        nonlocal twice
+        tangents = _split(v_P, leaves)
+        parts = dict(zip(map(id, leaves), tangents, strict=True))
+        if twice or forward_mode is None:
+            try:
+                return torch.autograd.grad(
+                    [g for _, g in used],
+                    dual,
+                    [parts[id(p)] for p, _ in used],
+                    retain_graph=True,
+                )[0]
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # nothing but trying tells
+                if forward_mode is None:
+                    raise
+                twice = False
+        return forward_mode(tangents)
+
     def product(v_P: Tensor) -> Tensor:
-        parts = dict(zip(map(id, leaves), _split(v_P, leaves), strict=True))
-        along = torch.autograd.grad(
-            [g for _, g in used],
-            dual,
-            [parts[id(p)] for p, _ in used],
-            retain_graph=True,
-        )[0]
-        curved = torch.autograd.grad(slope, heads, along, retain_graph=True)[0]
+        along_v = along(v_P)
+        curved = torch.autograd.grad(slope, heads, along_v, retain_graph=True)[0]
         back = torch.autograd.grad(
             output, leaves, curved, retain_graph=True, allow_unused=True
         )
