@@ -207,7 +207,13 @@ def assert_same_runs(broken, whole):
 @pytest.mark.parametrize(
     "variant",
     [
-        pytest.param(each, marks=[pytest.mark.ddp] if "ranks" in each else [])
+        pytest.param(
+            each,
+            marks=[
+                *([pytest.mark.ddp] if "ranks" in each else []),
+                *([] if each in ("each epoch", "each step") else [pytest.mark.slow]),
+            ],
+        )
         for each in VARIANTS
     ],
 )

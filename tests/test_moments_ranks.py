@@ -45,7 +45,11 @@ def measured(rank, net, x, first, options):
 
 @pytest.mark.parametrize("first", [16, 21, 32])
 @pytest.mark.parametrize(
-    ("depth", "dtype"), [(30, torch.float32), (100, torch.float64)]
+    ("depth", "dtype"),
+    [
+        (30, torch.float32),
+        pytest.param(100, torch.float64, marks=pytest.mark.slow),
+    ],
 )
 def test_a_deep_batch_norm_net_over_uneven_and_empty_shards(depth, dtype, first):
     torch.manual_seed(0)

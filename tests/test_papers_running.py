@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -107,10 +108,13 @@ def test_ctrl_c_says_what_is_done_and_the_same_command_goes_on(tmp_path):
     kept = cells(out)
     said = (tmp_path / "first.log").read_text().strip().splitlines()
     assert status == 130, said
-    assert said == [
+    *progress, last = said
+    assert last == (
         f"{ITEM}: {len(kept)} of {NUM_CELLS} cells are done; "
         "the same command goes on from there"
-    ]
+    )
+    told = rf"{re.escape(ITEM)}: \d+ of {NUM_CELLS} cells"
+    assert all(re.fullmatch(told, line) for line in progress)
     assert 2 <= len(kept) < NUM_CELLS
     assert not (out / ITEM / "verdict.json").exists()
     assert subprocess.run(words, check=False, timeout=300).returncode == 0

@@ -209,6 +209,7 @@ def test_training_of_a_model_whose_state_feeds_its_output_is_bit_identical(probe
     assert_same_state(probed, stateful_run([], feeds=True)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.parametrize("probe", OF_TIED.values(), ids=OF_TIED)
 def test_training_of_a_stateful_model_on_two_ranks_is_bit_identical(probe):
@@ -216,6 +217,46 @@ def test_training_of_a_stateful_model_on_two_ranks_is_bit_identical(probe):
     options = {"devices": 2, "moves_weights": probe is not StabilityProbe}
     probed, bare = stateful_run(probes, **options)[0], stateful_run([], **options)[0]
     assert_same_state(probed, bare)
+
+
+def all_probes():
+    """One probe of every kind and way of measuring, for one run."""
+    return [
+        probe(name=name, cadence=3, num_examples=24) for name, probe in OF_TIED.items()
+    ]
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("variant", TIED.values(), ids=TIED)
+def test_shared_layers_train_alike_under_all_probes_at_once(variant, devices):
+    def weights(probes):
+        L.seed_everything(7, verbose=False)
+        module = variant()
+        trainer = quiet_trainer(
+            max_steps=6,
+            callbacks=probes,
+            devices=devices,
+            strategy="ddp_fork" if devices > 1 else "auto",
+            use_distributed_sampler=False,
+        )
+        trainer.fit(module, Digits(num_workers=0, batch_size=8))
+        return module.state_dict(), trainer
+
+    probed, trainer = weights(all_probes())
+    for probe in OF_TIED:
+        assert values(trainer, probe)
+        assert f"{probe}/failed" not in values(trainer, probe)
+    assert_same_state(probed, weights([])[0])
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_every_kind_of_state_is_kept_under_all_probes_at_once(devices):
+    options = {"devices": devices, "moves_weights": False}
+    probed, trainer = stateful_run(all_probes(), **options)
+    assert not [key for key in trainer.callback_metrics if key.endswith("/failed")]
+    assert_same_state(probed, stateful_run([], **options)[0])
 
 
 @every_probe
@@ -913,6 +954,26 @@ def test_training_on_two_ranks_is_bit_identical_with_and_without_the_probe(probe
         return module.state_dict()
 
     assert_same_state(weights([probe(cadence=2, num_examples=5)]), weights([]))
+
+
+class ManySites(ActivationRateMonitor):
+    """Logs more than a pipe takes."""
+
+    def measure(self, module, batch, reduce):
+        return {
+            "rate_mean": torch.ones(()),
+            **{f"rate/{i:04d}.layer": torch.ones(()) for i in range(2000)},
+        }
+
+
+@pytest.mark.ddp
+def test_a_run_on_two_ranks_ends_whatever_number_of_values_it_logs():
+    trainer = quiet_trainer(
+        max_steps=2, devices=2, strategy="ddp_fork", callbacks=[ManySites()]
+    )
+    trainer.fit(FunctionalNet(), *loaders())
+    assert trainer.callback_metrics["activation/rate_mean"] == 1
+    assert "activation/rate/0000.layer" not in trainer.callback_metrics
 
 
 @pytest.mark.parametrize(

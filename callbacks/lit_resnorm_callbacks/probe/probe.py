@@ -46,7 +46,11 @@ from lit_resnorm_callbacks.probe.ranks import (
     measured_together,
 )
 from lit_resnorm_callbacks.probe.records import Records
-from lit_resnorm_callbacks.probe.strategies import buffers_of_rank_0, check_strategy
+from lit_resnorm_callbacks.probe.strategies import (
+    buffers_of_rank_0,
+    check_strategy,
+    keep_sendable,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -328,8 +332,9 @@ class Probe(Guarded, ABC):
     def teardown(
         self, trainer: Trainer, pl_module: LightningModule, stage: str
     ) -> None:
-        """Let go of the probe batch."""
+        """Let go of the probe batch, and of metrics that would block the end."""
         self._batch = None
+        keep_sendable(trainer, self.prefix)
 
     @entered
     def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:

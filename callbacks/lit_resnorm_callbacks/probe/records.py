@@ -18,7 +18,8 @@ Table = tuple[list[str], list[list[Any]]]
 DepthCurves = tuple[list[str], dict[int, list[float]]]
 """Sites in the order of execution, and by optimizer step a value each, or NaN."""
 
-_SITE = re.compile(r"(?P<quantity>.+?)/(?P<site>\d{3,}\..+)")
+BY_SITE = re.compile(r"(?P<quantity>.+?)/(?P<site>\d{3,}\..+)")
+"""Names of values by site: quantity and site."""
 
 
 class Records:
@@ -40,7 +41,7 @@ class Records:
         """Take in one measurement; values without a site are left to the loggers."""
         self._steps.append(step)
         for key, value in numbers.items():
-            if match := _SITE.fullmatch(key):
+            if match := BY_SITE.fullmatch(key):
                 sites = self._by_site.setdefault(match["quantity"], {})
                 sites.setdefault(match["site"], {})[step] = value
         for key, values in series.items():

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lit_resnorm.measures.passes.untouched import Reduce, untouched
+from lit_resnorm_callbacks.probe.records import BY_SITE
 
 # Strategies that leave only a part of the weights on a rank.
 _SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+
+# A pipe takes 64 KiB before it is read; the rest is for what else Lightning writes.
+_SENT_BACK = 2**15
 
 
 def check_strategy(trainer: Trainer, name: str) -> None:
@@ -51,3 +57,26 @@ def buffers_of_rank_0(
             own = own.byte() if own.dtype == torch.bool else own
             buffer.copy_(reduce(own))
         yield
+
+
+def keep_sendable(trainer: Trainer, prefix: str) -> None:
+    """Take values by site off `callback_metrics` where their number would block.
+
+    Strategies that fork or spawn write the metrics into a pipe, and nobody reads it
+    before the writing process has ended: where they are more than the pipe takes, a
+    run never ends. Loggers have got all values.
+
+    Args:
+        trainer: At its end.
+        prefix: First part of the values' names.
+    """
+    if not isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        return
+    metrics = trainer.callback_metrics
+    sent = io.BytesIO()
+    torch.save(dict(metrics), sent)  # as Lightning does, some 300 bytes a value
+    if sent.tell() <= _SENT_BACK:
+        return
+    for key in [*metrics]:
+        if key.startswith(f"{prefix}/") and BY_SITE.fullmatch(key):
+            del metrics[key]
