@@ -12,6 +12,12 @@ os.environ.setdefault("WANDB_MODE", "offline")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def own_process_of_wandb(monkeypatch):
+    """What a test starts has a W&B process of its own, not that of an earlier test."""
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)
+
+
 @pytest.fixture(scope="session")
 def reader(tmp_path_factory):
     """A browser window, where there is a browser."""
