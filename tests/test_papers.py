@@ -23,7 +23,9 @@ from lit_resnorm.papers.item import (
     cell_seed,
     grid,
     near,
+    not_shown,
     ordered,
+    outcome,
 )
 from lit_resnorm.papers.pages import page, write_pages
 from lit_resnorm.papers.results import Results, canonical, results_key
@@ -204,6 +206,43 @@ def test_checks_hold_within_their_tolerance_and_not_beyond():
     assert not ordered("x", {"a": 1, "b": 1}, "D").passed
     assert not all_of("x", "all", 0, 0, "D").passed
     assert not all_of("x", "all", 2, 3, "D").passed
+
+
+def test_an_effect_that_does_not_show_counts_neither_way():
+    right, wrong = (near("x", value, 1.0, 0.5, "D") for value in (1.0, 3.0))
+    assert outcome([right, not_shown(wrong)]) is True
+    assert outcome([wrong, not_shown(right)]) is False
+    assert outcome([not_shown(wrong), not_shown(right)]) is None
+    assert outcome([]) is False
+    assert not_shown(wrong).measured == wrong.measured
+
+
+def test_a_verdict_that_does_not_show_is_said_in_words(tmp_path, monkeypatch, capsys):
+    item = example(tmp_path)
+    undecided = replace(
+        item,
+        checks=lambda curves, settings: [
+            not_shown(check) for check in item.checks(curves, settings)
+        ],
+    )
+    monkeypatch.setattr(
+        "lit_resnorm.papers.catalogue.load_item", lambda name: undecided
+    )
+    out = tmp_path / "out"
+    asked = ["furusho2020.fig1", "furusho2020.fig2", "--jobs", "1", "--out", str(out)]
+    assert reproduce(asked) == 0
+    printed = capsys.readouterr().out
+    words = "not shown at this scale"
+    # a check and a title of each run, and a line each in the summary
+    assert printed.count(words) == 6
+    assert "0/0" in printed
+    text = (out / "test2020.fig1" / "verdict.json").read_text()
+    verdict = json.loads(text)
+    assert verdict["passed"] is verdict["checks"][0]["passed"] is None
+    described = page("furusho2020", [(item, verdict)])
+    assert described.count(words) == 3
+    assert "0 of 0 items come out" in described
+    assert "Why it fails" not in described
 
 
 def test_seeds_of_cells_depend_on_every_part_of_the_key():

@@ -23,7 +23,7 @@ from lit_resnorm.errors import (
 )
 from lit_resnorm.papers.contents import ENTRIES
 from lit_resnorm.papers.item import MARKS
-from lit_resnorm.papers.printing import print_table
+from lit_resnorm.papers.printing import checks_held, outcome_word, print_table
 
 __all__ = ["reproduce"]
 
@@ -37,7 +37,7 @@ def reproduce(args: Sequence[str]) -> int:
         args: The words after `reproduce`.
 
     Returns:
-        0 where every verdict passed, 1 where one failed, 130 interrupted.
+        0 where no verdict failed, 1 where one did, 130 interrupted.
 
     Raises:
         UsageError: On an unknown item or option, an output folder that can't be
@@ -75,7 +75,7 @@ def reproduce(args: Sequence[str]) -> int:
         return INTERRUPTED
     if len(verdicts) > 1:
         _print_summary(verdicts)
-    return SUCCESS if all(one["passed"] for one in verdicts) else FAILURE
+    return FAILURE if any(one["passed"] is False for one in verdicts) else SUCCESS
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -155,9 +155,9 @@ def _print_summary(verdicts: Sequence[dict[str, Any]]) -> None:
         (
             verdict["item"],
             verdict["title"],
-            f"{sum(c['passed'] for c in verdict['checks'])}/{len(verdict['checks'])}",
+            checks_held(verdict["checks"], "/"),
             f"{verdict['seconds']:.0f}",
-            "passed" if verdict["passed"] else "FAILED",
+            outcome_word(verdict["passed"], "passed", "FAILED"),
         )
         for verdict in verdicts
     ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,9 @@ __all__ = [
     "cell_seed",
     "grid",
     "near",
+    "not_shown",
     "ordered",
+    "outcome",
 ]
 
 Settings = Mapping[str, Any]
@@ -42,6 +44,7 @@ MARKS = {
     "A": "abstract or captions only",
     "D": "derived here",
 }
+NOT_SHOWN = "not shown at this scale"
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Check:
         expected: The value, or the statement, that must come out.
         measured: What came out.
         tolerance: How far it may be off; None for a statement.
-        passed: Whether it came out.
+        passed: Whether it came out; None where the scale does not show the effect, as
+            is known beforehand: neither a pass nor a fail.
         mark: Where the expectation comes from: `P`, `A` or `D`.
     """
 
@@ -61,7 +65,7 @@ class Check:
     expected: float | str
     measured: float | str
     tolerance: float | None
-    passed: bool
+    passed: bool | None
     mark: str
 
 
@@ -169,3 +173,22 @@ def all_of(name: str, expected: str, held: int, total: int, mark: str) -> Check:
     """Return the check that a statement held in all of a number of cases."""
     passed = held == total and total > 0
     return Check(name, expected, f"{held} of {total}", None, passed, mark)
+
+
+def not_shown(check: Check) -> Check:
+    """Return a check of an effect that is known not to show at its scale.
+
+    What was measured stays to be read, and counts neither way.
+    """
+    return replace(check, passed=None)
+
+
+def outcome(checks: Sequence[Check]) -> bool | None:
+    """Return whether an item came out as it must.
+
+    None where it has checks, and none of them is of an effect that its scale shows.
+    """
+    decided = [check.passed for check in checks if check.passed is not None]
+    if checks and not decided:
+        return None
+    return bool(decided) and all(decided)

@@ -14,6 +14,7 @@ from typing import Any
 
 from lit_resnorm.papers.catalogue import all_items
 from lit_resnorm.papers.item import MARKS, Item
+from lit_resnorm.papers.printing import checks_held, outcome_word
 from lit_resnorm.papers.results import VERDICT
 
 __all__ = ["main", "page", "write_pages"]
@@ -74,13 +75,13 @@ def write_pages(results: Path, docs: Path) -> list[Path]:
 def page(paper: str, judged: Sequence[tuple[Item, Mapping[str, Any]]]) -> str:
     """Return a paper's page in Markdown."""
     title, reference = TITLES[paper]
-    passed = sum(verdict["passed"] for _, verdict in judged)
+    held = checks_held([verdict for _, verdict in judged], " of ")
     lines = [
         f"# {title}",
         "",
         f"{reference}.",
         "",
-        f"{passed} of {len(judged)} items come out as they must. Marks: "
+        f"{held} items come out as they must. Marks: "
         + "; ".join(f"{mark}, {meaning}" for mark, meaning in MARKS.items())
         + ". Made by `python -m lit_resnorm.papers.pages` from the results of "
         "`lit-resnorm reproduce`, not by hand.",
@@ -89,11 +90,10 @@ def page(paper: str, judged: Sequence[tuple[Item, Mapping[str, Any]]]) -> str:
         "|---|---|---|---|",
     ]
     for item, verdict in judged:
-        held = sum(check["passed"] for check in verdict["checks"])
         anchor = item.name.replace(".", "")
         lines.append(
             f"| [{item.name}](#{anchor}) | {item.title} | "
-            f"{held} of {len(verdict['checks'])} | {_word(verdict)} |"
+            f"{checks_held(verdict['checks'], ' of ')} | {_word(verdict)} |"
         )
     for item, verdict in judged:
         lines += ["", *_section(item, verdict)]
@@ -130,12 +130,12 @@ def _section(item: Item, verdict: Mapping[str, Any]) -> list[str]:
             _shown(check["measured"]),
             _shown(check["tolerance"]),
             check["mark"],
-            "pass" if check["passed"] else "**fail**",
+            outcome_word(check["passed"], "pass", "**fail**"),
         ]
         lines.append(
             "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
         )
-    if not verdict["passed"]:
+    if verdict["passed"] is False:
         reason = item.failing or "Not known."
         lines += ["", *_paragraph("Why it fails.", reason)[:-1]]
     return lines
@@ -146,7 +146,7 @@ def _paragraph(title: str, text: str) -> list[str]:
 
 
 def _word(verdict: Mapping[str, Any]) -> str:
-    return "passed" if verdict["passed"] else "**failed**"
+    return outcome_word(verdict["passed"], "passed", "**failed**")
 
 
 def _shown(value: float | str | None) -> str:

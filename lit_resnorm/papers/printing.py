@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_resnorm.errors import escaped, printable
+from lit_resnorm.papers.item import NOT_SHOWN
 
 _WIDE = 1000
 """Columns of an output that is no terminal: no line is broken."""
@@ -51,14 +52,14 @@ def output() -> Console:
 
 def print_verdict(verdict: dict[str, Any], folder: Path) -> None:
     """Print a verdict, check by check."""
-    word = "passed" if verdict["passed"] else "FAILED"
+    word = outcome_word(verdict["passed"], "passed", "FAILED")
     rows = [
         (
             check["name"],
             _shown(check["expected"]),
             _shown(check["measured"]),
             _shown(check["tolerance"]),
-            "pass" if check["passed"] else "FAIL",
+            outcome_word(check["passed"], "pass", "FAIL"),
             check["mark"],
         )
         for check in verdict["checks"]
@@ -67,6 +68,24 @@ def print_verdict(verdict: dict[str, Any], folder: Path) -> None:
     columns = ("check", "expected", "measured", "tolerance", "", "mark")
     print_table(columns, rows, title, names=False)
     output().print(f"{verdict['seconds']:.1f} s of work; {escaped(folder)}")
+
+
+def outcome_word(passed: bool | None, right: str, wrong: str) -> str:
+    """Return the word for an outcome; that of None is the third one's own."""
+    if passed is None:
+        return NOT_SHOWN
+    return right if passed else wrong
+
+
+def checks_held(checks: Sequence[Mapping[str, Any]], of: str) -> str:
+    """Return how many checks held, of those that their scale decides.
+
+    Args:
+        checks: As in `verdict.json`.
+        of: What stands between the two numbers.
+    """
+    decided = [check["passed"] for check in checks if check["passed"] is not None]
+    return f"{sum(decided)}{of}{len(decided)}"
 
 
 def _shown(value: float | str | None) -> str:

@@ -19,7 +19,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lit_resnorm.papers.item import Cell, Check, Item, Row, Settings
+from lit_resnorm.papers.item import Cell, Check, Item, Row, Settings, outcome
 from lit_resnorm.runs.json_lines import plain, replace_file
 
 __all__ = ["Results", "canonical", "results_key"]
@@ -151,7 +151,7 @@ class Results:
             "source": self.item.source,
             "mark": self.item.mark,
             "scale": scale,
-            "passed": bool(checks) and all(check.passed for check in checks),
+            "passed": outcome(checks),
             "checks": [
                 {name: plain(value) for name, value in asdict(check).items()}
                 for check in checks
