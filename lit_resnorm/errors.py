@@ -11,7 +11,7 @@ from collections.abc import Iterable
 SUCCESS, FAILURE, WRONG_USE, PATHOLOGICAL, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses of the command line; a diverged run is pathological."""
 
-_LONG = 500
+_LONGEST_LINE = 500
 _BEGINS = 0.8
 """Likeness of a name and its beginning, at least; the more of it is there, the more."""
 _ALIKE, _AS_GOOD = 0.65, 0.05
@@ -38,7 +38,7 @@ def one_line(error: BaseException) -> str:
 
 def shortened(line: str) -> str:
     """Return a line that can be read at a glance."""
-    return line if len(line) <= _LONG else line[: _LONG - 3] + "..."
+    return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 3] + "..."
 
 
 def nearest(word: str, known: Iterable[str], *, number: int = 3) -> list[str]:

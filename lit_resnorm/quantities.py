@@ -22,7 +22,7 @@ SITE = "<site>"
 """Part of a quantity's name that stands for the site in the logged ones."""
 
 _MARK = re.compile(r"<\w+>")
-_MOST = 1_000
+_MOST_QUANTITIES = 1_000
 """Quantities of one run that are read."""
 _TEXTS = ("unit", "heading", "panel", "source")
 
@@ -201,7 +201,7 @@ def declared_quantities(rows: Any) -> dict[str, Declared]:
     Args:
         rows: By key what `Declared.row` returns, as JSON or YAML gave it back.
     """
-    items = [*rows.items()][:_MOST] if isinstance(rows, Mapping) else ()
+    items = [*rows.items()][:_MOST_QUANTITIES] if isinstance(rows, Mapping) else ()
     found = ((key, _declared(key, row)) for key, row in items)
     return {key: one for key, one in found if one is not None}
 

@@ -25,7 +25,7 @@ def _in_an_empty_directory(tmp_path, monkeypatch):
 
 
 def test_what_is_no_terminal_gets_lines_in_place_of_a_bar(capsys, monkeypatch):
-    monkeypatch.setattr(display, "_SECONDS", 0.0)
+    monkeypatch.setattr(display, "_SECONDS_BETWEEN_LINES", 0.0)
     assert main(FIT) == 0
     captured = capsys.readouterr()
     lines = [line for line in captured.out.splitlines() if line.startswith("epoch")]

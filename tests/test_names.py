@@ -14,6 +14,7 @@ SAME_MEANING = {
     "LABATIE": "likewise",
     "main": "what a command runs: `lit-resnorm`, and the pages of papers",
     "T": "a type variable",
+    "_parser": "the parser of a command's options, which every plain command has",
 }
 # The parts of a paper's item, which every item has; and its own settings.
 OF_ITEMS = {"run", "checks", "figure"}
@@ -31,16 +32,21 @@ def modules():
 
 def defined(statement):
     """The names that a statement of a module defines."""
-    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [statement.name]
     if isinstance(statement, ast.AnnAssign):
         return [statement.target.id] if isinstance(statement.target, ast.Name) else []
+    if isinstance(statement, ast.If | ast.Try):
+        parts = ast.iter_child_nodes(statement)
+        return [name for part in parts for name in defined(part)]
     if isinstance(statement, ast.Assign):
-        return [t.id for t in statement.targets if isinstance(t, ast.Name)]
+        parts = [part for target in statement.targets for part in ast.walk(target)]
+        stored = [p for p in parts if isinstance(p, ast.Name)]
+        return [p.id for p in stored if isinstance(p.ctx, ast.Store)]
     return []
 
 
-def public_names():
+def names():
     """By name the modules that define it, constants of papers' items aside."""
     places = defaultdict(list)
     for path, tree in modules():
@@ -48,22 +54,22 @@ def public_names():
         for statement in tree.body:
             for name in defined(statement):
                 item = of_papers and (name in OF_ITEMS or name.isupper())
-                if not name.startswith("_") and not item:
+                if not (name.startswith("__") or (item and name[0] != "_")):
                     places[name].append(path)
     return places
 
 
-def test_no_two_modules_define_a_public_name_that_means_different_things():
+def test_no_two_modules_define_a_name_that_means_different_things():
     twice = {
         name: where
-        for name, where in public_names().items()
+        for name, where in names().items()
         if len({*where}) > 1 and name not in SAME_MEANING
     }
     assert not twice
 
 
 def test_names_that_are_allowed_twice_are_there_twice():
-    places = public_names()
+    places = names()
     assert [name for name in SAME_MEANING if len({*places[name]}) < 2] == []
 
 

@@ -240,7 +240,7 @@ class MomentTracer(Probe):
         self._tell_without_rule(profile)
         self._verdict = pathology(profile)
         self._depths = spine(profile)
-        return {**_by_site(profile.sites[1:]), **_trends(self._verdict)}
+        return {**_by_site(profile.sites[1:]), **_trend_values(self._verdict)}
 
     def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Measure and log; keep the verdict in words."""
@@ -299,7 +299,7 @@ def _by_site(sites: tuple[SiteMoments, ...]) -> dict[str, Tensor]:
     return values
 
 
-def _trends(verdict: Verdict) -> dict[str, Tensor]:
+def _trend_values(verdict: Verdict) -> dict[str, Tensor]:
     numbers: dict[str, float] = {"pathology": verdict.code}
     if verdict.num_layers >= MIN_LAYERS:
         numbers |= {

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if show_traceback:
             for line in traceback.format_exc().splitlines():
                 sys.stderr.write(printable(line) + "\n")
-        sys.stderr.write(f"{PROGRAM}: error{_place()}: {one_line(error)}\n")
+        sys.stderr.write(f"{PROGRAM}: error{_rank_in_words()}: {one_line(error)}\n")
     finally:
         os.environ.pop(RUN_DIR, None)
         _finish_wandb(status)
@@ -152,7 +152,7 @@ def _status_of_exit(error: SystemExit) -> int:
     return error.code if isinstance(error.code, int) else SUCCESS
 
 
-def _place() -> str:
+def _rank_in_words() -> str:
     if "lightning" not in sys.modules:
         return ""
     from lit_resnorm.cli.run import rank

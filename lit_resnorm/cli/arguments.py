@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from lit_resnorm.errors import UsageError, nearest, suggestion
 
-_UNRECOGNIZED = "unrecognized arguments: "
+UNRECOGNIZED = "unrecognized arguments: "
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -27,8 +27,8 @@ class CommandParser(argparse.ArgumentParser):
             message: What argparse found.
         """
         command = self.prog.rpartition(" ")[2]
-        if message.startswith(_UNRECOGNIZED):
-            word = message.removeprefix(_UNRECOGNIZED).split()[0]
+        if message.startswith(UNRECOGNIZED):
+            word = message.removeprefix(UNRECOGNIZED).split()[0]
             name = word.partition("=")[0]
             message = f"there is no option {name}"
             if not name.startswith("-"):

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lit_resnorm.errors import UsageError
 from lit_resnorm.modules.classifier import LitClassifier
 
-_LEAST = {
+_LEAST_OF_TRAINER = {
     "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,
     "gradient_clip_val": 0,
@@ -44,7 +44,7 @@ def check_numbers(options: Namespace) -> None:
     Args:
         options: Options of the Trainer.
     """
-    for name, least in _LEAST.items():
+    for name, least in _LEAST_OF_TRAINER.items():
         value = options.get(name)
         if isinstance(value, int | float) and not value >= least:
             raise UsageError(f"--trainer.{name} {value}: it must be {least} or more")

@@ -23,7 +23,7 @@ PAGE = "compare.html"
 _PROJECT = re.compile(r"[\w.-]+/[\w.-]+")
 _RUNS = "runs"
 """Folder of runs, which is no entity of W&B's."""
-_WIDE = 250
+_FILE_WIDTH = 250
 """Columns of an output that is no terminal: no line is cut."""
 
 
@@ -45,14 +45,14 @@ def compare(args: Sequence[str]) -> int:
         return _saved_views(options)
     _check_there(options.runs)
     for option, path in (("--out", options.out), ("--json", options.json)):
-        _check_writable(option, path)
+        _check_file_writable(option, path)
     from lit_resnorm.compare.document import comparison_document
     from lit_resnorm.compare.sources import read_runs
     from lit_resnorm.compare.table import print_comparison
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=_WIDE)
+        console = Console(width=_FILE_WIDTH)
     with Console(stderr=True).status("reading runs"):
         runs, skipped = read_runs(options.runs)
     if not runs:
@@ -105,13 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--out",
-        type=_path,
+        type=_optional_path,
         default=Path(PAGE),
         metavar="FILE",
         help=f"the page (default: {PAGE} here, written anew; '' for none)",
     )
     parser.add_argument(
-        "--json", type=_path, metavar="FILE", help="everything compared, as JSON"
+        "--json",
+        type=_optional_path,
+        metavar="FILE",
+        help="everything compared, as JSON",
     )
     parser.add_argument(
         "--workspace",
@@ -126,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _path(text: str) -> Path | None:
+def _optional_path(text: str) -> Path | None:
     return Path(text) if text else None
 
 
@@ -141,7 +144,7 @@ def _check_there(words: Sequence[str]) -> None:
             raise UsageError(f"compare: {word}: no such file or directory")
 
 
-def _check_writable(option: str, path: Path | None) -> None:
+def _check_file_writable(option: str, path: Path | None) -> None:
     if path is None:
         return
     if path.is_dir():

@@ -10,9 +10,9 @@ import yaml
 from lit_resnorm.errors import UsageError
 from lit_resnorm.runs.reading import check_nodes
 
-_MOST = 1_000_000
+_MOST_NODES = 1_000_000
 """Values in a config file, those behind aliases counted each time."""
-_BETWEEN = ("init_args", "dict_kwargs")
+_ARGUMENT_KEYS = ("init_args", "dict_kwargs")
 """Keys that options of the command line leave out."""
 
 
@@ -40,7 +40,7 @@ def check_config_files(args: Sequence[str]) -> None:
     for path in config_files(args):
         try:
             text = Path(path).read_text(encoding="utf-8")
-            check_nodes(text, _MOST, yaml.SafeLoader)
+            check_nodes(text, _MOST_NODES, yaml.SafeLoader)
             config = yaml.safe_load(text)
         except OSError as error:
             raise UsageError(f"--config {path}: {error.strerror}") from error
@@ -94,7 +94,7 @@ def _line(node: yaml.Node, parts: Sequence[str]) -> int | None:
         return None
     for key, value in node.value:
         name = str(key.value).rstrip("+")
-        if name in _BETWEEN:
+        if name in _ARGUMENT_KEYS:
             line = _line(value, parts)
         elif name != parts[0]:
             continue

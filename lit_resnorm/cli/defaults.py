@@ -61,13 +61,13 @@ def with_defaults(options: Namespace, *, has_wandb: bool) -> dict[str, Any]:
 
 
 def _loggers(has_wandb: bool) -> list[dict[str, Any]]:
-    history = {"class_path": _path(RunHistory)}
+    history = {"class_path": _path_of_class(RunHistory)}
     if not has_wandb:
         rank_zero_info("wandb is not installed: the run is logged by RunHistory alone")
         return [history]
     # without `resume` here its null would override the logger's own default
     init = {"project": "lit_resnorm", "offline": True, "resume": "allow"}
-    return [history, {"class_path": _path(WandbHistory), "init_args": init}]
+    return [history, {"class_path": _path_of_class(WandbHistory), "init_args": init}]
 
 
 def _callbacks(options: Namespace) -> list[Any]:
@@ -80,13 +80,13 @@ def _callbacks(options: Namespace) -> list[Any]:
     if trainer.enable_checkpointing is not False and not _any(given, ModelCheckpoint):
         # `last` is a link: one file is written, and the one before stays until then
         init = {"save_last": "link", "enable_version_counter": False}
-        added.append({"class_path": _path(ModelCheckpoint), "init_args": init})
+        added.append({"class_path": _path_of_class(ModelCheckpoint), "init_args": init})
     if not _any(given, StepSeed):
         seed = options.seed_everything
         init = {"seed": seed if type(seed) is int else 0}
-        added.append({"class_path": _path(StepSeed), "init_args": init})
+        added.append({"class_path": _path_of_class(StepSeed), "init_args": init})
     if not _any(given, ExactResume):
-        added.append({"class_path": _path(ExactResume)})
+        added.append({"class_path": _path_of_class(ExactResume)})
     return [*given, *added]
 
 
@@ -168,5 +168,5 @@ def _is(component: Any, kind: type) -> bool:
     return isinstance(found, type) and issubclass(found, kind)
 
 
-def _path(kind: type) -> str:
+def _path_of_class(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lit_resnorm.diagnose import Diagnosis
     from lit_resnorm.diagnose.subject import Progress
 
-_HELP = """\
+_DESCRIPTION = """\
 Say what goes wrong with a network before it is trained, or at a checkpoint: signal or
 noise pathology, exploding or vanishing activations and gradients, dead layers, a
 learning rate that is too high; with the numbers behind it and what the papers advise.
@@ -55,7 +55,7 @@ def diagnose_command(args: Sequence[str]) -> int:
     """
     parser = _parser()
     options, rest = parser.parse_known_args(args)
-    _check(options)
+    _check_numbers_and_file(options)
     found = _found_config(options, rest)
     files = [str(found)] if found else options.config or []
     fit_options = [*(word for file in files for word in ("--config", file)), *rest]
@@ -69,7 +69,7 @@ def diagnose_command(args: Sequence[str]) -> int:
         trust = Trust(f"--checkpoint {options.checkpoint}: {found}", rest)
     made = model_and_data(fit_options, parser.option_names(), trust)
     if options.checkpoint is not None:
-        _load(made.module, options.checkpoint)
+        _load_checkpoint(made.module, options.checkpoint)
     console = Console(stderr=True)
     bar = Bar(
         TextColumn("{task.description}"),
@@ -124,7 +124,7 @@ def _diagnosis(
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="lit-resnorm diagnose",
-        description=_HELP,
+        description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -185,7 +185,7 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check_numbers_and_file(options: argparse.Namespace) -> None:
     if options.num_examples < 1:
         raise UsageError(f"--num_examples {options.num_examples}: it must be 1 or more")
     if options.seed is not None and options.seed < 0:
@@ -234,7 +234,7 @@ def _names_model(rest: Sequence[str]) -> bool:
     return any(word.partition("=")[0] == "--model" for word in rest)
 
 
-def _load(module: LightningModule, path: Path) -> None:
+def _load_checkpoint(module: LightningModule, path: Path) -> None:
     """Give the module a checkpoint's weights.
 
     Raises:

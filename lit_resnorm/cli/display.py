@@ -18,7 +18,7 @@ from rich.table import Table
 
 from lit_resnorm.cli.traces import callbacks_of
 
-_SECONDS = 10.0
+_SECONDS_BETWEEN_LINES = 10.0
 """Time between two lines where no bar can be shown."""
 
 
@@ -103,7 +103,7 @@ class ProgressLines(ProgressBar):
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         """Say where the epoch is, if nothing was said for a while."""
         self._epoch = trainer.current_epoch + 1
-        if time.monotonic() - self._said >= _SECONDS:
+        if time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
             done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
             self._say(trainer, f", batch {done} of {self.total_train_batches}")
 

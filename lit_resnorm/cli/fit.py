@@ -59,7 +59,7 @@ _YAML = "yaml with the classes of earlier versions"
 _TRUST: ContextVar[Trust | None] = ContextVar("trust", default=None)
 
 
-def _load(text: str) -> Any:
+def _load_yaml(text: str) -> Any:
     # every text of YAML comes through here: files, files that they name, values
     config = with_present_paths(get_loader("yaml")(text))
     trust = _TRUST.get()
@@ -68,7 +68,7 @@ def _load(text: str) -> Any:
     return config
 
 
-set_loader(_YAML, _load, (yaml.YAMLError,))
+set_loader(_YAML, _load_yaml, (yaml.YAMLError,))
 
 
 class ResNormCLI(LightningCLI):

@@ -43,7 +43,7 @@ _GROUPS = (
 )
 """What a group's first option begins with, its title, and what is said of it."""
 
-_HELP = {
+_HELP_OF_OPTIONS = {
     "config": "A file of options in YAML; several stack, the later one wins.",
     "print_config": "Print all options as a config file and leave.",
     "seed_everything": "Seed of weights, noise and the order of data; true draws one.",
@@ -68,7 +68,7 @@ def make_readable(parser: OptionParser, command: str) -> None:
     )
     for action in parser._actions:
         if isinstance(action.help, str) and action.help != argparse.SUPPRESS:
-            action.help = _HELP.get(action.dest, without_markup(action.help))
+            action.help = _HELP_OF_OPTIONS.get(action.dest, without_markup(action.help))
     order = {beginning: place for place, (beginning, _, _) in enumerate(_GROUPS)}
     for group in parser._action_groups:
         beginning = _beginning(group)

@@ -22,13 +22,13 @@ class _Filter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
-        record.msg, record.args = _lines(text), ()
+        record.msg, record.args = _printable_lines(text), ()
         again = text.startswith(_STOPPED) and text == self._last
         self._last = text
         return not again and not text.startswith(_EMPTY)
 
 
-def _lines(text: str) -> str:
+def _printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -41,7 +41,7 @@ def silence_lightning() -> None:
     if not any(isinstance(one, _Filter) for one in logger.filters):
         logger.addFilter(_Filter())
         form = warnings.formatwarning
-        warnings.formatwarning = lambda *parts, **options: _lines(
+        warnings.formatwarning = lambda *parts, **options: _printable_lines(
             form(*parts, **options)
         )
     # our summary gives no size, which this is about

@@ -21,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
+from lit_resnorm.cli.arguments import UNRECOGNIZED
 from lit_resnorm.cli.config_files import config_files, place_of
 from lit_resnorm.errors import nearest, one_line, shortened, suggestion
 
@@ -74,7 +75,7 @@ class OptionParser(LightningArgumentParser):
 
 _MANY = 20
 """Options that are listed at most."""
-_KEY = re.compile(r'Parser key "([^"]+)"')
+_PARSER_KEY = re.compile(r'Parser key "([^"]+)"')
 _UNKNOWN = re.compile(
     r"(?:Option|(?:Subcommand|Group) '(?P<group>[^']+)' does not accept option)"
     r" '(?P<name>[^']+)'"
@@ -83,8 +84,7 @@ _WRAPPING = re.compile(
     r"[\s-]*(Parser key|Does not validate|Problem with given class_path"
     r"|Type \S+ expects a function)"
 )
-_UNRECOGNIZED = "unrecognized arguments: "
-_HELP = ".help"
+_HELP_SUFFIX = ".help"
 _UNEXPECTED = "Unexpected config: "
 _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _NO_ARGUMENT = re.compile(r"argument (?:\S+/)?(--\S+): expected one argument")
@@ -128,8 +128,8 @@ def explained(error: BaseException, args: Sequence[str], more: Iterable[str]) ->
     reason = _innermost(error, args[0] if args else "")
     text = " ".join(reason.text.split())
     option = "--" + ".".join(reason.path)
-    if text.startswith(_UNRECOGNIZED):
-        return _unrecognized(text.removeprefix(_UNRECOGNIZED), reason, args, more)
+    if text.startswith(UNRECOGNIZED):
+        return _unrecognized(text.removeprefix(UNRECOGNIZED), reason, args, more)
     if unknown := _UNKNOWN.match(text):
         return _no_such_option(unknown, reason, args)
     if required := _REQUIRED.search(text):
@@ -138,11 +138,15 @@ def explained(error: BaseException, args: Sequence[str], more: Iterable[str]) ->
         return _holds_nothing(text.removeprefix(_UNEXPECTED), args)
     if needy := _NO_ARGUMENT.fullmatch(text):
         return f"{_without_value(needy[1], args)}: a value must follow"
-    place = _place(".".join(reason.path), args)
+    place = _place_of_class(".".join(reason.path), args)
     if reason.kind is not None:
         classes = [*_classes(reason.kind)]
         named = _CLASS.search(text)
-        if named and classes and (not _is_plain(reason.kind) or _is_path(named)):
+        if (
+            named
+            and classes
+            and (not _takes_plain_values(reason.kind) or _is_path(named))
+        ):
             return f"{option}{place}: {_no_such_class(named, classes)}"
         if reason.value is not None and (named or "xpected" in text or "Union" in text):
             words = f"expected {_in_words(reason.kind)}, got {reason.value!r}"
@@ -150,7 +154,9 @@ def explained(error: BaseException, args: Sequence[str], more: Iterable[str]) ->
                 choices = ", ".join(map(str, get_args(reason.kind)))
                 words = f"{reason.value!r} is none of {choices}"
             return shortened(f"{option}{place}: {words}")
-    asked = next((word for word in args if word.partition("=")[0].endswith(_HELP)), "")
+    asked = next(
+        (word for word in args if word.partition("=")[0].endswith(_HELP_SUFFIX)), ""
+    )
     if asked and (named := _CLASS.search(text)):
         kinds = [LightningModule, LightningDataModule, Callback, Logger]
         return f"{asked.partition('=')[0]}: {_no_such_class(named, kinds)}"
@@ -168,7 +174,7 @@ def made_wrongly(error: BaseException) -> str:
     path: list[str] = []
     link = error
     while link.__cause__ is not None and _WRAPPING.match(str(link)):
-        if key := _KEY.match(str(link)):
+        if key := _PARSER_KEY.match(str(link)):
             path.append(key[1])
         link = link.__cause__
     option = f"--{'.'.join(path)}: " if path else ""
@@ -193,7 +199,7 @@ def _holds_nothing(content: str, args: Sequence[str]) -> str:
     return f"a config file has no value: {content}"
 
 
-def _place(path: str, args: Sequence[str]) -> str:
+def _place_of_class(path: str, args: Sequence[str]) -> str:
     if not path:
         return ""
     return place_of(f"{path}.class_path", args) or place_of(path, args)
@@ -213,7 +219,7 @@ def _innermost(error: BaseException, command: str) -> _Reason:
         reason.text = str(link)
         if isinstance(link, OptionError):
             reason.parser = link.parser
-        elif key := _KEY.match(reason.text):
+        elif key := _PARSER_KEY.match(reason.text):
             parts = key[1].split(".")
             if reason.parser is not None:
                 reason.kind = reason.parser.type_of(key[1])
@@ -315,7 +321,7 @@ def _derived(base: type) -> list[type]:
     return kinds
 
 
-_PLAIN = {
+_WORDS_OF_TYPES = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
@@ -342,7 +348,7 @@ def _is_path(named: re.Match) -> bool:
     return not named["bare"] or named["bare"][:1].isupper()
 
 
-def _is_plain(kind: Any) -> bool:
+def _takes_plain_values(kind: Any) -> bool:
     """Say whether a value can be something that no class path makes."""
     plain = {bool, int, float, str, list, tuple, dict}
     members = [*_members(kind)]
@@ -378,8 +384,8 @@ def _in_words(kind: Any) -> str:
             choices += [str(value) for value in get_args(member)]
             continue
         origin = get_origin(member) or member
-        if origin in _PLAIN:
-            words.append(_PLAIN[origin])
+        if origin in _WORDS_OF_TYPES:
+            words.append(_WORDS_OF_TYPES[origin])
         elif origin in (Iterable, Sequence):
             words.append("a list")
         elif origin is not Tensor:  # which no text is

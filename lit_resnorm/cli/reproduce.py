@@ -60,7 +60,7 @@ def reproduce(args: Sequence[str]) -> int:
     verdicts = []
     try:
         with _executor(options.scheduler, options.jobs):
-            _check_writable(options.out)
+            _check_folder_writable(options.out)
             for item in items:
                 verdict = reproduce_item(
                     item, options.scale, options.out, options.seed, console=console
@@ -125,7 +125,7 @@ def _chosen(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _check_writable(out: Path) -> None:
+def _check_folder_writable(out: Path) -> None:
     probe = out / ".writable"
     try:
         out.mkdir(parents=True, exist_ok=True)

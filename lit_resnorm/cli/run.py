@@ -30,7 +30,7 @@ from lit_resnorm.runs.history import RunHistory
 from lit_resnorm.runs.json_lines import replace_file
 from lit_resnorm.runs.lock import LOCK, hold, release
 
-_held: list[Path] = []
+_locked_runs: list[Path] = []
 
 
 def rank() -> int:
@@ -89,15 +89,15 @@ def _chosen_checkpoint(options: Namespace, subcommand: str, run: Path) -> str | 
 
 def _hold(run: Path) -> None:
     """Keep other processes from writing a run, until `forget_run` or `let_go`."""
-    if not rank() and run not in _held:
+    if not rank() and run not in _locked_runs:
         hold(run)
-        _held.append(run)
+        _locked_runs.append(run)
 
 
 def let_go() -> None:
     """Let other processes write the runs that were chosen."""
-    while _held:
-        release(_held.pop())
+    while _locked_runs:
+        release(_locked_runs.pop())
 
 
 def _is_in(run: Path, checkpoint: str | None) -> bool:

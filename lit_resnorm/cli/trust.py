@@ -20,7 +20,7 @@ TRUSTED = (
 """Packages whose classes a stranger's config may name: they are always installed."""
 
 # of what isn't a class, these make networks and do no more
-_FUNCTIONS = ("lit_resnorm", "torchvision.models")
+_TRUSTED_PACKAGES = ("lit_resnorm", "torchvision.models")
 
 
 class Trust:
@@ -44,7 +44,7 @@ class Trust:
         Args:
             config: What a text of YAML holds, a whole file or one value.
         """
-        for name, is_class in _names(config):
+        for name, is_class in _importable_names(config):
             if name in self._words or _is_ours(name, is_class):
                 continue
             self.refusal = UsageError(
@@ -54,7 +54,7 @@ class Trust:
             raise self.refusal
 
 
-def _names(value: Any) -> Iterator[tuple[str, bool]]:
+def _importable_names(value: Any) -> Iterator[tuple[str, bool]]:
     """Yield what could be imported, and whether it stands as a class with options."""
     if isinstance(value, Mapping):
         path = value.get("class_path")
@@ -62,10 +62,10 @@ def _names(value: Any) -> Iterator[tuple[str, bool]]:
             yield path.strip(), True
         for key, inner in value.items():
             if key != "class_path" or not isinstance(inner, str):
-                yield from _names(inner)
+                yield from _importable_names(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _names(inner)
+            yield from _importable_names(inner)
     elif isinstance(value, str) and _is_dotted(value.strip()):
         yield value.strip(), False
 
@@ -88,7 +88,9 @@ def _is_ours(name: str, is_class: bool) -> bool:
     origin = found.__name__ if inspect.ismodule(found) else _origin(found)
     if origin.partition(".")[0] not in (*TRUSTED, ""):
         return False
-    return inspect.isclass(found) or not is_class or origin.startswith(_FUNCTIONS)
+    return (
+        inspect.isclass(found) or not is_class or origin.startswith(_TRUSTED_PACKAGES)
+    )
 
 
 def _is_module(root: str) -> bool:

@@ -49,9 +49,9 @@ def columns_of(runs: Sequence[Recorded], *, best: bool = False) -> list[Column]:
         _config("variant", "variant", runs),
         _config("depth", "depth", runs),
         _config("lr", "lr", runs),
-        _measured("accuracy", "high", runs, best=best),
-        _measured("loss", "low", runs, best=best),
-        _gap(runs, "low" if best else None),
+        _best_stage("accuracy", "high", runs, best=best),
+        _best_stage("loss", "low", runs, best=best),
+        _gap_column(runs, "low" if best else None),
     ]
     status = Column("status", "status", None, 0, [_trouble(run) for run in runs])
     columns = [*found, *_declared_columns(runs, best=best), status]
@@ -108,7 +108,7 @@ def _declared_cell(run: Recorded, wanted: Declared, *, best: bool) -> TableCell:
         else:
             series = run.series.get(one.key)
             better = quantity.better if best else None
-            cell = None if series is None else _shown(series, better)
+            cell = None if series is None else _last_or_best(series, better)
         if cell is not None:
             return cell
     return None
@@ -139,7 +139,7 @@ def _cell(value: Any) -> TableCell:
     return float(value) if isinstance(value, float) else value
 
 
-def _measured(
+def _best_stage(
     quantity: str, better: Better, runs: Sequence[Recorded], *, best: bool
 ) -> Column:
     """Return accuracy or loss of the stage that most runs have, test first."""
@@ -149,7 +149,7 @@ def _measured(
     }
     stage = max(series, key=lambda s: sum(one is not None for one in series[s]))
     cells: list[TableCell] = [
-        None if one is None else _shown(one, better if best else None)
+        None if one is None else _last_or_best(one, better if best else None)
         for one in series[stage]
     ]
     title = f"{'best ' if best else ''}{stage} {quantity}"
@@ -174,16 +174,16 @@ def stage_series(run: Recorded, stage: str, quantity: str) -> Series | None:
     return None
 
 
-def _gap(runs: Sequence[Recorded], better: Better) -> Column:
+def _gap_column(runs: Sequence[Recorded], better: Better) -> Column:
     key = "generalization_gap"
     found = [run.series.get(key) for run in runs]
     cells: list[TableCell] = [
-        None if one is None else _shown(one, better) for one in found
+        None if one is None else _last_or_best(one, better) for one in found
     ]
     return Column(key, "best gap" if better else "gap", better, 4, cells)
 
 
-def _shown(series: Series, best: Better) -> float:
+def _last_or_best(series: Series, best: Better) -> float:
     """Return the last value, or the best that is finite."""
     finite = series.value[np.isfinite(series.value)]
     if best is None or not finite.size:
@@ -195,13 +195,13 @@ def _last(sites: Mapping[str, Series]) -> float:
     return float(sites[max(sites)].value[-1])
 
 
-def _mean(sites: Mapping[str, Series]) -> float:
+def _last_mean(sites: Mapping[str, Series]) -> float:
     return float(np.mean([one.value[-1] for one in sites.values()]))
 
 
 _OVER_SITES: dict[str, Callable[[Mapping[str, Series]], float]] = {
     "last": _last,
-    "mean": _mean,
+    "mean": _last_mean,
 }
 
 

@@ -56,8 +56,8 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     check_size(config)
     nested = config.get("config")
     ours = isinstance(nested, Mapping) and "variant" in config
-    flat = {key: _scalar(config[key]) for key in FLAT if ours and key in config}
-    for key, value in _leaves(nested if ours else config):
+    flat = {key: _setting_value(config[key]) for key in FLAT if ours and key in config}
+    for key, value in _nested_settings(nested if ours else config):
         second = ours and _TWINS.get(key) in flat
         path = isinstance(value, str) and _ABSOLUTE.match(value)
         if not second and not path and not _LEFT_OUT.fullmatch(key):
@@ -79,27 +79,31 @@ def parted_config(
     return rest, declared
 
 
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _nested_settings(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         dot = f"{prefix}." if prefix else ""
         if isinstance(value.get("class_path"), str) and prefix:
             yield prefix, value["class_path"]
-            yield from _leaves(value.get("init_args") or {}, prefix)
+            yield from _nested_settings(value.get("init_args") or {}, prefix)
             return
         for key, inner in value.items():
-            yield from _leaves(inner, f"{dot}{key}")
-    elif isinstance(value, Sequence) and not isinstance(value, str) and _parts(value):
+            yield from _nested_settings(inner, f"{dot}{key}")
+    elif (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and _holds_components(value)
+    ):
         seen: dict[str, int] = {}
         for part in value:
             name = part["class_path"].rpartition(".")[2]
             seen[name] = number = seen.get(name, 0) + 1
             place = f"{prefix}.{name}" + (f".{number}" if number > 1 else "")
-            yield from _leaves(part, place)
+            yield from _nested_settings(part, place)
     else:
-        yield prefix, _scalar(value)
+        yield prefix, _setting_value(value)
 
 
-def _parts(value: Sequence[Any]) -> bool:
+def _holds_components(value: Sequence[Any]) -> bool:
     """Say whether a list is one of components."""
     return bool(value) and all(
         isinstance(part, Mapping) and isinstance(part.get("class_path"), str)
@@ -107,7 +111,7 @@ def _parts(value: Sequence[Any]) -> bool:
     )
 
 
-def _scalar(value: Any) -> Any:
+def _setting_value(value: Any) -> Any:
     if isinstance(value, int) and abs(value) > _LARGEST:
         return hex(value)
     if value is None or isinstance(value, str | bool | int | float):
@@ -142,7 +146,7 @@ def differences(
         By key, a value a run; None where a run lacks it.
     """
     found = {}
-    for key in _keys(configs):
+    for key in _setting_names(configs):
         values = [config[key] for config in configs if key in config]
         lacking = len(values) < len(configs) and (key in FLAT or key in also)
         if lacking or any(value != values[0] for value in values[1:]):
@@ -154,12 +158,12 @@ def same(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what is equal in all configs."""
     return {
         key: configs[0][key]
-        for key in _keys(configs)
+        for key in _setting_names(configs)
         if all(key in c and c[key] == configs[0].get(key) for c in configs)
     }
 
 
-def _keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _setting_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = dict.fromkeys(key for config in configs for key in config)
     flat = [key for key in FLAT if key in keys]
     return [*flat, *sorted(key for key in keys if key not in FLAT)]

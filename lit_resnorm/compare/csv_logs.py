@@ -34,12 +34,12 @@ def read_csv_rows(folder: Path) -> Iterator[dict[str, Any]]:
             raise ValueError("it has no column 'step'")
         place = header.index("step")
         for line in table:
-            yield _row(header, line, place)
+            yield _checked_row(header, line, place)
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path}, line {table.line_num}: {error}") from error
 
 
-def _row(header: list[str], line: list[str], place: int) -> dict[str, Any]:
+def _checked_row(header: list[str], line: list[str], place: int) -> dict[str, Any]:
     if len(line) != len(header):
         raise ValueError(f"not {len(header)} cells")
     if not line[place].lstrip("-").isdecimal():

@@ -41,16 +41,16 @@ def training_loss(run: Recorded) -> Series | None:
     losses = _losses(run)
     if "train/loss" in losses:
         return losses["train/loss"]
-    own = (key for key in losses if not _OTHER_STAGES.intersection(_parts(key)))
+    own = (key for key in losses if not _OTHER_STAGES.intersection(_words_of_key(key)))
     return losses.get(next(own, ""))
 
 
 def _losses(run: Recorded) -> dict[str, Series]:
     """Return what is named a loss: `train/loss`, `val_loss`, `loss_epoch`."""
-    parts = {key: _parts(key) for key in sorted(run.series)}
+    parts = {key: _words_of_key(key) for key in sorted(run.series)}
     return {key: run.series[key] for key, of in parts.items() if of[-1:] == ["loss"]}
 
 
-def _parts(key: str) -> list[str]:
+def _words_of_key(key: str) -> list[str]:
     parts = re.split(r"[^a-z]+", key.lower())
     return [part for part in parts if part and part not in _ADDED]

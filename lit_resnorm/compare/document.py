@@ -73,14 +73,16 @@ def comparison_document(
             {"key": key, "values": [plain(value) for value in values]}
             for key, values in differences(configs, also=keys).items()
         ],
-        "same": _plain(same(configs)),
+        "same": _plain_values(same(configs)),
         "runs": _runs(runs, groups),
-        "groups": [{**asdict(group), "key": _plain(group.key)} for group in groups],
+        "groups": [
+            {**asdict(group), "key": _plain_values(group.key)} for group in groups
+        ],
         "columns": [
             {"key": c.key, "title": c.title, "better": c.better, "digits": c.digits}
             for c in columns
         ],
-        "table": _table(number, groups, columns),
+        "table": _table_cells(number, groups, columns),
         "series": _series(runs),
         "group_series": _group_series(runs, groups),
         "depth": _depth(runs),
@@ -89,7 +91,7 @@ def comparison_document(
     }
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: plain(value) for key, value in values.items()}
 
 
@@ -104,13 +106,13 @@ def _runs(runs: Sequence[Recorded], groups: Sequence[Group]) -> list[dict[str, A
             "status": run.status,
             "verdicts": dict(run.verdicts),
             "seconds": run.seconds,
-            "config": _plain(run.config),
+            "config": _plain_values(run.config),
         }
         for place, run in enumerate(runs)
     ]
 
 
-def _table(
+def _table_cells(
     number: int, groups: Sequence[Group], columns: Sequence[Column]
 ) -> dict[str, list[dict[str, Any]]]:
     return {
@@ -129,11 +131,11 @@ def _group_cells(group: Group, columns: Sequence[Column]) -> dict[str, Any]:
         found = [column.cells[place] for place in group.runs]
         numbers = [cell for cell in found if isinstance(cell, int | float)]
         if numbers and len(numbers) == sum(cell is not None for cell in found):
-            cells[column.key] = _plain(asdict(spread(numbers)))
+            cells[column.key] = _plain_values(asdict(spread(numbers)))
     return cells
 
 
-def _keys(maps: Iterable[Mapping[str, Any]]) -> list[str]:
+def _all_keys(maps: Iterable[Mapping[str, Any]]) -> list[str]:
     return sorted({key for one in maps for key in one})
 
 
@@ -144,7 +146,7 @@ def _series(runs: Sequence[Recorded]) -> dict[str, list[dict[str, Any]]]:
             for place, run in enumerate(runs)
             if key in run.series
         ]
-        for key in _keys(run.series for run in runs)
+        for key in _all_keys(run.series for run in runs)
     }
 
 
@@ -166,7 +168,7 @@ def _group_series(
     runs: Sequence[Recorded], groups: Sequence[Group]
 ) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
-    for key in _keys(run.series for run in runs):
+    for key in _all_keys(run.series for run in runs):
         for place, group in enumerate(groups):
             series = [
                 runs[run].series[key] for run in group.runs if key in runs[run].series
@@ -205,7 +207,7 @@ def _depth(runs: Sequence[Recorded]) -> dict[str, list[dict[str, Any]]]:
             for place, run in enumerate(runs)
             if key in run.depth
         ]
-        for key in _keys(run.depth for run in runs)
+        for key in _all_keys(run.depth for run in runs)
     }
 
 
@@ -215,15 +217,15 @@ def _quantities(runs: Sequence[Recorded]) -> dict[str, dict[str, Any]]:
     for run in runs:
         found = {**run.quantities, **found}
     order = {one.identity: k for k, one in enumerate(declared_of(found.values()))}
-    series = _keys(run.series for run in runs)
-    depth = _keys(run.depth for run in runs)
+    series = _all_keys(run.series for run in runs)
+    depth = _all_keys(run.depth for run in runs)
     parts = {
         "series": {key: find_declared(found, key) for key in series},
         "depth": {key: find_declared(found, key, by_site=True) for key in depth},
     }
     return {
         part: {
-            key: _described(one.quantity)
+            key: _quantity_entry(one.quantity)
             for key, one in sorted(
                 ((key, one) for key, one in known.items() if one is not None),
                 key=lambda item: order[item[1].identity],
@@ -233,7 +235,7 @@ def _quantities(runs: Sequence[Recorded]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _described(quantity: Quantity) -> dict[str, Any]:
+def _quantity_entry(quantity: Quantity) -> dict[str, Any]:
     described: dict[str, Any] = {
         "title": quantity.label,
         "scale": quantity.scale,

@@ -108,12 +108,14 @@ def default_groups(runs: Sequence[Recorded]) -> tuple[list[str], list[Group]]:
         for group in grouped(part, by):
             at = [places[place] for place in group.runs]
             guest = ours and places is others
-            label = _names([runs[place] for place in at]) if guest else group.label
+            label = (
+                _names_in_words([runs[place] for place in at]) if guest else group.label
+            )
             groups.append(Group(label, group.key, at))
     return keys, sorted(groups, key=lambda group: group.runs[0])
 
 
-def _names(runs: Sequence[Recorded]) -> str:
+def _names_in_words(runs: Sequence[Recorded]) -> str:
     more = f" and {len(runs) - 1} more" if runs[1:] else ""
     return runs[0].name + more
 
@@ -136,7 +138,7 @@ def grouped(runs: Sequence[Recorded], by: Sequence[str]) -> list[Group]:
     ]
     return [
         Group(
-            _label(keys, values, telling, runs[places[0]]),
+            _group_label(keys, values, telling, runs[places[0]]),
             dict(zip(keys, values[:-1], strict=True)),
             places,
         )
@@ -144,7 +146,7 @@ def grouped(runs: Sequence[Recorded], by: Sequence[str]) -> list[Group]:
     ]
 
 
-def _label(
+def _group_label(
     keys: Sequence[str], values: Sequence[Any], telling: Sequence[int], first: Recorded
 ) -> str:
     """Return the variant, and the values that differ between groups."""

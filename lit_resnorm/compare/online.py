@@ -8,12 +8,12 @@ from typing import Any
 
 from lit_resnorm.compare.config import flat_config, parted_config
 from lit_resnorm.compare.recorded import Recorded, recorded_of_rows
+from lit_resnorm.runs.files import STEP_KEY
 from lit_resnorm.runs.json_lines import flat_values, whole_step
 
 ADDRESS = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 """`entity/project` or `entity/project/run`."""
 
-_STEP = "trainer/global_step"
 _STATES = {
     "finished": "finished",
     "running": "interrupted",
@@ -21,7 +21,7 @@ _STATES = {
     "preempted": "interrupted",
     "preempting": "interrupted",
 }
-_SECONDS = 30
+_TIMEOUT_SECONDS = 30
 
 
 def online_runs(address: str) -> list[tuple[str, Any]]:
@@ -40,7 +40,7 @@ def online_runs(address: str) -> list[tuple[str, Any]]:
     try:
         if not wandb.login(prompt=False):
             raise ValueError("no API key is configured: see `wandb login`")
-        api = wandb.Api(timeout=_SECONDS)
+        api = wandb.Api(timeout=_TIMEOUT_SECONDS)
         if address.count("/") == 2:
             return [(address, api.run(address))]
         runs = [(f"{address}/{run.id}", run) for run in api.runs(address)]
@@ -68,7 +68,7 @@ def recorded_online(run: Any, source: str) -> Recorded:
     )
     said = summary.get("status")
     return recorded_of_rows(
-        _rows(run.scan_history()),
+        _history_rows(run.scan_history()),
         name=run.name or run.id,
         source=source,
         kind="online",
@@ -81,12 +81,12 @@ def recorded_online(run: Any, source: str) -> Recorded:
     )
 
 
-def _rows(history: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+def _history_rows(history: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
     for row in history:
-        key = _STEP if row.get(_STEP) is not None else "_step"
+        key = STEP_KEY if row.get(STEP_KEY) is not None else "_step"
         values = {
             key: value
             for key, value in flat_values(row).items()
-            if key != _STEP and not key.startswith("_")
+            if key != STEP_KEY and not key.startswith("_")
         }
         yield {**values, "step": whole_step(key, row.get(key, 0))}

@@ -35,7 +35,7 @@ Skipped = dict[str, str]
 _DEEP = 4
 """Levels of folders in which runs are looked for."""
 
-_LONGEST = 300
+_LONGEST_REASON = 300
 """Characters of a reason."""
 
 
@@ -115,7 +115,7 @@ def _skipped(name: str | Path, reason: str | Exception) -> Skipped:
         text = f"it can't be read ({type(reason).__name__}: {text})"
     text = " ".join(text.split())
     # what a file holds may be quoted in it
-    text = text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
+    text = text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " ..."
     return {"name": str(name), "reason": text}
 
 

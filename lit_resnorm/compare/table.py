@@ -16,16 +16,16 @@ from lit_resnorm.errors import escaped, printable
 from lit_resnorm.runs.json_lines import NOT_FINITE
 
 _STYLES = {"bad": "red", "warn": "yellow", "good": "green", "info": "dim"}
-_MARKS = {"bad": "✗", "warn": "!", "good": "✓", "info": "·"}
+_SEVERITY_MARKS = {"bad": "✗", "warn": "!", "good": "✓", "info": "·"}
 _FEW = 8
 """Different values of a key that are listed; of more, how many there are."""
 _WORD = 200
 """Characters of a value that are printed; the page and the JSON have all."""
 _KEYS = 100
 """Keys whose different values are printed; likewise."""
-_NAME = 40
+_WIDEST_NAME = 40
 """Width of names; longer ones take more lines."""
-_MOST = 40
+_MOST_FINDINGS = 40
 """Findings that are printed, the worst; the page and the JSON have all."""
 
 
@@ -40,17 +40,19 @@ def print_comparison(document: Mapping[str, Any], console: Console) -> None:
     for table in _tables(name, columns, console.width):
         console.print(table)
     findings = document["findings"]
-    for finding in findings[:_MOST]:
+    for finding in findings[:_MOST_FINDINGS]:
         style = _STYLES[finding["severity"]]
-        mark = f"[{style}]{_MARKS[finding['severity']]}[/]"
+        mark = f"[{style}]{_SEVERITY_MARKS[finding['severity']]}[/]"
         place = finding["run"]
         name = "" if place is None else f"{document['runs'][place]['name']}: "
         line = f"{mark} {escaped(name + finding['text'])}"
         if finding["source"]:
             line += f" [dim]({escaped(finding['source'])})[/]"
         console.print(line, highlight=False)
-    if len(findings) > _MOST:
-        console.print(f"and {len(findings) - _MOST} more findings", highlight=False)
+    if len(findings) > _MOST_FINDINGS:
+        console.print(
+            f"and {len(findings) - _MOST_FINDINGS} more findings", highlight=False
+        )
 
 
 def _print_differences(document: Mapping[str, Any], console: Console) -> None:
@@ -62,7 +64,7 @@ def _print_differences(document: Mapping[str, Any], console: Console) -> None:
     table = Table("differs", "values", box=None, padding=(0, 2, 0, 0))
     different = document["differences"]
     for one in different[:_KEYS]:
-        values = list(dict.fromkeys(map(_word, one["values"])))
+        values = list(dict.fromkeys(map(_cut_word, one["values"])))
         text = ", ".join(values[:_FEW])
         if len(values) > _FEW:
             text += f" and {len(values) - _FEW} more"
@@ -72,7 +74,7 @@ def _print_differences(document: Mapping[str, Any], console: Console) -> None:
         console.print(f"and {len(different) - _KEYS} more keys", highlight=False)
 
 
-def _word(value: Any) -> str:
+def _cut_word(value: Any) -> str:
     word = "-" if value is None else str(value)
     return word if len(word) <= _WORD else word[:_WORD] + "..."
 
@@ -119,7 +121,9 @@ def _groups_columns(document: Mapping[str, Any]) -> tuple[_Printed, list[_Printe
             if key in cells:
                 printed.append(_spread(cells[key], column["digits"]))
             else:
-                words = dict.fromkeys(_word(rows[run][key]) for run in group["runs"])
+                words = dict.fromkeys(
+                    _cut_word(rows[run][key]) for run in group["runs"]
+                )
                 printed.append(", ".join(words) if [*words] != ["-"] else "")
         columns.append(_Printed(column["title"], printed, _is_text(column, rows)))
     return _Printed("group", [group["label"] for group in groups]), columns
@@ -139,12 +143,12 @@ def _tables(name: _Printed, columns: Sequence[_Printed], width: int) -> Iterator
     while rest:
         taken = [rest.pop(0)]
         # a space at both edges, three between columns
-        used = 2 + min(name.width, _NAME) + 3 + taken[0].width
+        used = 2 + min(name.width, _WIDEST_NAME) + 3 + taken[0].width
         while rest and used + 3 + rest[0].width <= width:
             used += 3 + rest[0].width
             taken.append(rest.pop(0))
         table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-        table.add_column(name.title, overflow="fold", max_width=_NAME)
+        table.add_column(name.title, overflow="fold", max_width=_WIDEST_NAME)
         for column in taken:
             table.add_column(
                 escaped(column.title),

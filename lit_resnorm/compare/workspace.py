@@ -16,9 +16,9 @@ from typing import Any
 from lit_resnorm.compare.grouping import DEFAULT_BY
 from lit_resnorm.errors import UsageError, printable
 from lit_resnorm.quantities import Declared, name_pattern
+from lit_resnorm.runs.files import STEP_KEY
 
-_STEP = "trainer/global_step"
-_NAME = "lit_resnorm"
+_WORKSPACE_NAME = "lit_resnorm"
 
 _Curve = tuple[str, str, bool]
 """Title; what a key matches; whether the vertical axis is log."""
@@ -112,14 +112,14 @@ def make_workspace(entity: str, project: str, declared: Sequence[Declared]) -> A
 
     sections = [ws.Section(name="Runs", is_open=True, panels=[*_overview(declared)])]
     sections += [
-        ws.Section(name=name, is_open=True, panels=[*_lines(curves)])
+        ws.Section(name=name, is_open=True, panels=[*_line_plots(curves)])
         for name, curves in _curves(declared).items()
     ]
     return ws.Workspace(
         entity=entity,
         project=project,
-        name=_NAME,
-        settings=ws.WorkspaceSettings(x_axis=_STEP),
+        name=_WORKSPACE_NAME,
+        settings=ws.WorkspaceSettings(x_axis=STEP_KEY),
         sections=sections,
         runset_settings=ws.RunsetSettings(
             groupby=[ws.Config(key) for key in ("variant", "depth", "lr")]
@@ -132,12 +132,12 @@ def make_report(entity: str, project: str, declared: Sequence[Declared]) -> Any:
     wr = _reports()
     blocks: list[Any] = [wr.H1("Runs"), _grid(_overview(declared))]
     for name, curves in _curves(declared).items():
-        blocks += [wr.H1(name), _grid(_lines(curves))]
+        blocks += [wr.H1(name), _grid(_line_plots(curves))]
     # the names of entity and project in a run set would be looked up on the server
     return wr.Report(
         entity=entity,
         project=project,
-        title=f"{_NAME}: {project}",
+        title=f"{_WORKSPACE_NAME}: {project}",
         description="Skip connections, normalisation, and what they do to training.",
         blocks=blocks,
     )
@@ -148,10 +148,10 @@ def _grid(panels: Iterator[Any]) -> Any:
     return wr.PanelGrid(runsets=[wr.Runset(name="runs")], panels=[*panels])
 
 
-def _lines(curves: Iterable[_Curve]) -> Iterator[Any]:
+def _line_plots(curves: Iterable[_Curve]) -> Iterator[Any]:
     wr = _reports()
     for title, pattern, is_log in curves:
-        yield wr.LinePlot(title=title, x=_STEP, metric_regex=pattern, log_y=is_log)
+        yield wr.LinePlot(title=title, x=STEP_KEY, metric_regex=pattern, log_y=is_log)
 
 
 def _overview(declared: Sequence[Declared]) -> Iterator[Any]:

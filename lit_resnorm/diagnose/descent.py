@@ -47,7 +47,12 @@ class Descent:
         return rate_bound(like, self.group, lambda_max)
 
 
-_PLAIN = {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0}
+_PLAIN_DESCENT = {
+    "momentum": 0.0,
+    "dampening": 0.0,
+    "nesterov": False,
+    "weight_decay": 0.0,
+}
 
 
 def descent_of(
@@ -70,7 +75,9 @@ def descent_of(
         optimizer, reason = _configured(module)
     if optimizer is None:
         words = "gradient descent"
-        return Descent(_PLAIN, rate, words, True, {}, None), reason if not rate else ""
+        return Descent(
+            _PLAIN_DESCENT, rate, words, True, {}, None
+        ), reason if not rate else ""
     groups = [dict(group) for group in optimizer.param_groups]
     rates = [_peak(group) for group in groups]
     largest = max(rates)
@@ -85,7 +92,7 @@ def descent_of(
         Descent(
             group=group,
             rate=largest if rate is None else rate,
-            words=_words(optimizer, group),
+            words=_optimizer_in_words(optimizer, group),
             binding=binding,
             settings=settings if binding else {},
             optimizer=optimizer,
@@ -124,7 +131,7 @@ def _peak(group: dict[str, Any]) -> float:
     return max(float(group[name]) for name in _PEAKS if name in group)
 
 
-def _words(optimizer: Optimizer, group: dict[str, Any]) -> str:
+def _optimizer_in_words(optimizer: Optimizer, group: dict[str, Any]) -> str:
     parts = []
     if group.get("momentum"):
         kind = "Nesterov momentum" if group.get("nesterov") else "momentum"

@@ -99,7 +99,7 @@ def diagnose(
         forward.look(module, batch)
     initialise(module, lambda: forward(module, take_rows(batch, slice(2))))
     descent, no_rate = descent_of(module, rate=rate, optimizer=optimizer)
-    outputs = _outputs(module, take_rows(batch, slice(2)), forward, norm_mode)
+    outputs = _few_outputs(module, take_rows(batch, slice(2)), forward, norm_mode)
     loss = loss_of(
         module,
         outputs,
@@ -110,7 +110,7 @@ def diagnose(
     )
     notes = _notes(loss, descent, no_rate)
     subject = Subject(module, batch, loss, forward, norm_mode, progress)
-    measured = _measured(subject, seed)
+    measured = _depth_measurement(subject, seed)
     findings = _broken_weights(module) or depth_findings(measured)
     curvature, tried = None, Tried()
     if not any(finding.name == "not_finite" for finding in findings):
@@ -129,7 +129,7 @@ def diagnose(
         rows=tuple(measured.rows),
         curvature=curvature,
         stable_rates=tried.stable,
-        trends=_trends(measured),
+        trends=_trend_numbers(measured),
         settings={
             "num_examples": num_rows(batch),
             "norm_mode": norm_mode,
@@ -141,7 +141,7 @@ def diagnose(
     )
 
 
-def _measured(subject: Subject, seed: int) -> DepthMeasurement:
+def _depth_measurement(subject: Subject, seed: int) -> DepthMeasurement:
     """Return what the verdicts on depth rest on."""
     flow, profile = profile_of_network(subject, seed)
     return DepthMeasurement(
@@ -174,7 +174,7 @@ def _probe_batch(
     )
 
 
-def _outputs(module: nn.Module, few: Any, forward: Forward, norm_mode: str) -> Any:
+def _few_outputs(module: nn.Module, few: Any, forward: Forward, norm_mode: str) -> Any:
     """Return what the module gives for a few examples."""
     try:
         with untouched(module, norm_mode=norm_mode) as run, torch.no_grad():
@@ -215,7 +215,7 @@ def _status(findings: list[Finding], measured: DepthMeasurement) -> Status:
     return "undetermined" if measured.undetermined else "healthy"
 
 
-def _trends(measured: DepthMeasurement) -> dict[str, float]:
+def _trend_numbers(measured: DepthMeasurement) -> dict[str, float]:
     verdict, forward, backward = measured.verdict, measured.forward, measured.backward
     return {
         "layers": verdict.num_layers,

@@ -41,7 +41,7 @@ def gradient_norms(subject: Subject, sites: Sequence[Site]) -> dict[str, float]:
     Returns:
         By site; 0 where no gradient arrives.
     """
-    passes = _Passes(subject, sites)
+    passes = _GradientPasses(subject, sites)
     found = passes.measure(subject.batch)
     values = found.values()
     if any(value == 0 or not torch.isfinite(torch.tensor(value)) for value in values):
@@ -60,7 +60,7 @@ def widened(batch: Any) -> Any:
     return mapped(wide, batch)
 
 
-class _Passes:
+class _GradientPasses:
     def __init__(self, subject: Subject, sites: Sequence[Site]) -> None:
         self.model, self.sites, self.loss = subject.module, sites, subject.loss
         self.forward, self.norm_mode = subject.forward, subject.norm_mode

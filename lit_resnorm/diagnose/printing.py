@@ -19,7 +19,7 @@ from lit_resnorm.diagnose.report import (
 from lit_resnorm.errors import escaped
 
 MOST_ROWS = 24
-_MARKS = {"P": "published", "D": "derived", "A": "abstract", "R": "literature"}
+_PROVENANCE = {"P": "published", "D": "derived", "A": "abstract", "R": "literature"}
 _COLORS = {
     "pathology": "bold red",
     "warning": "yellow",
@@ -42,7 +42,7 @@ def show(diagnosis: Diagnosis, console: Console | None = None) -> None:
     if console is None and not out.is_terminal:
         out = Console(width=max(out.width, _WIDTH))
     shown = thinned(diagnosis.rows)
-    out.print(_table(diagnosis, shown))
+    out.print(_depth_table(diagnosis, shown))
     if len(shown) < len(diagnosis.rows):
         out.print(
             f"{len(shown)} of {len(diagnosis.rows)} rows; --json has all",
@@ -50,7 +50,7 @@ def show(diagnosis: Diagnosis, console: Console | None = None) -> None:
             highlight=False,
         )
     if diagnosis.curvature is not None:
-        out.print(escaped(_curvature(diagnosis.curvature)), highlight=False)
+        out.print(escaped(_curvature_line(diagnosis.curvature)), highlight=False)
     if diagnosis.stable_rates is not None:
         out.print(escaped(_stable(diagnosis.stable_rates)), highlight=False)
     for finding in diagnosis.findings:
@@ -73,7 +73,7 @@ def thinned(rows: Sequence[DepthRow], most: int = MOST_ROWS) -> list[DepthRow]:
     return [rows[round(place * step)] for place in range(most)]
 
 
-def _table(diagnosis: Diagnosis, rows: Sequence[DepthRow]) -> Table:
+def _depth_table(diagnosis: Diagnosis, rows: Sequence[DepthRow]) -> Table:
     count = diagnosis.settings["num_examples"]
     table = Table(
         title=f"{escaped(diagnosis.network)}, {count} examples",
@@ -111,7 +111,7 @@ def _exponential(log: float) -> str:
         return f"e^{log:.0f}"
 
 
-def _curvature(found: Curvature) -> str:
+def _curvature_line(found: Curvature) -> str:
     of_loss = f" ({found.loss})" if found.loss else ""
     line = (
         f"lambda_max {found.lambda_max:.3g}{of_loss}, mean {found.lambda_mean:.3g};"
@@ -145,6 +145,6 @@ def _print_finding(out: Console, finding: Finding) -> None:
         highlight=False,
     )
     for advice in finding.suggestions:
-        mark = _MARKS[advice.mark]
+        mark = _PROVENANCE[advice.mark]
         words, source = escaped(advice.words), escaped(advice.source)
         out.print(f"  try: {words} [dim]({source}; {mark})[/]", highlight=False)

@@ -21,7 +21,7 @@ from lit_resnorm.measures.passes.untouched import untouched
 NUM_STEPS = 60
 """As in Figure 8 of Furusho & Ikeda."""
 
-_LAST = 5
+_LAST_STEPS = 5
 """Steps over which the last loss is averaged: it may oscillate."""
 
 _GRID = range(-2, 11)
@@ -206,7 +206,7 @@ def stable_rates(
 
 
 def _trial(rate: float, in_bounds: float, losses: list[float]) -> Trial:
-    first, tail = losses[0], losses[-_LAST:]
+    first, tail = losses[0], losses[-_LAST_STEPS:]
     # a net that exploded may come back dead, at the loss of a constant output
     far = not max(losses) <= _TOO_LARGE * max(first, 1.0)
     finite = all(math.isfinite(loss) for loss in losses)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from lit_resnorm.runs.json_lines import plain
+from lit_resnorm.runs.json_lines import plain_nest
 
 Severity = Literal["pathology", "warning", "note"]
 """A pathology makes a network ill; a warning and a note are said."""
@@ -223,18 +223,8 @@ class Diagnosis:
             for name in ("largest_stable", "smallest_unstable"):
                 trial = getattr(self.stable_rates, name)
                 values["stable_rates"][name] = trial and asdict(trial)
-        return _plain(values)
+        return plain_nest(values)
 
     def to_json(self) -> str:
         """Return it as JSON; NaN and infinities are words, as in a run directory."""
         return json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    return plain(value)

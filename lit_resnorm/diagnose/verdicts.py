@@ -76,7 +76,7 @@ def depth_findings(measured: DepthMeasurement) -> list[Finding]:
     found += _signal_or_noise(measured)
     found += _norms(measured, "activations", measured.forward)
     found += _norms(measured, "gradients", measured.backward)
-    return found + _dead(measured.rows) + _headless(measured.rows)
+    return found + _dead_layers(measured.rows) + _headless(measured.rows)
 
 
 def not_finite(rows: Sequence[DepthRow]) -> list[Finding]:
@@ -219,7 +219,7 @@ def _norms(measured: DepthMeasurement, what: str, found: Trend) -> list[Finding]
     ]
 
 
-def _dead(rows: Sequence[DepthRow]) -> list[Finding]:
+def _dead_layers(rows: Sequence[DepthRow]) -> list[Finding]:
     dead = [row for row in rows if row.dead is not None and row.dead >= DEAD_AT_START]
     if not dead:
         return []

@@ -16,7 +16,7 @@ from lit_resnorm.measures.passes.sites import Site, Visitor, first_tensor, visit
 from lit_resnorm.measures.passes.untouched import untouched
 from lit_resnorm.measures.spectra import largest_eigenvalue
 
-_BLOCK = 2**22
+_NUMBERS_AT_ONCE = 2**22
 
 
 def separation(x: Tensor) -> float:
@@ -43,7 +43,7 @@ def separation(x: Tensor) -> float:
     num = len(x_BF)
     gram_BB = torch.zeros(num, num, dtype=torch.float64, device=x.device)
     power = gram_BB.new_zeros(())
-    for part_BF in x_BF.split(max(1, _BLOCK // num), dim=1):
+    for part_BF in x_BF.split(max(1, _NUMBERS_AT_ONCE // num), dim=1):
         wide_BF = part_BF.double()
         power += wide_BF.square().sum()
         wide_BF = wide_BF - wide_BF.mean(0)

@@ -40,7 +40,7 @@ NF_ALPHA = 0.2
 UNSHARE_BN = ("none", "stats", "stats+affine")
 
 
-class _Step(NamedTuple):
+class _BranchStep(NamedTuple):
     """One module of a branch, and the taps before and after it."""
 
     module: str
@@ -102,7 +102,7 @@ class Block(nn.Module):
 
     def _add_branch(
         self, width: int, layers: Sequence[Layer], pattern: str, style: Style
-    ) -> tuple[_Step, ...]:
+    ) -> tuple[_BranchStep, ...]:
         """Add the branch's modules; return the order in which they are applied."""
         spatial = bool(layers[0].kernel)
         counts = dict.fromkeys("wnab", 0)
@@ -116,16 +116,16 @@ class Block(nn.Module):
                     width, layer, bias=style.bias, boundary=style.boundary
                 )
                 width = layer.out
-                steps.append(_Step(f"w{k}", None, f"pre{k}"))
+                steps.append(_BranchStep(f"w{k}", None, f"pre{k}"))
             elif token == "n":
                 module = normalization(style, width, spatial=spatial)
-                steps.append(_Step(f"norm{k}", None, None))
+                steps.append(_BranchStep(f"norm{k}", None, None))
             elif token == "a":
                 module = ACTIVATIONS[style.activation]()
-                steps.append(_Step(f"act{k}", f"norm{k}", f"act{k}"))
+                steps.append(_BranchStep(f"act{k}", f"norm{k}", f"act{k}"))
             else:
                 module = ScalarBias()
-                steps.append(_Step(f"bias{k}", None, None))
+                steps.append(_BranchStep(f"bias{k}", None, None))
             self.add_module(steps[-1].module, module)
         return tuple(steps)
 

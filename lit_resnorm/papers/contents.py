@@ -21,7 +21,7 @@ class Entry(NamedTuple):
     module: str
 
 
-class _Said(TypedDict):
+class _ItemEntry(TypedDict):
     name: str
     title: str
     source: str
@@ -188,9 +188,9 @@ _ENTRIES = (
 ENTRIES = {entry.name: entry for entry in _ENTRIES}
 
 
-def said_of(name: str) -> _Said:
+def said_of(name: str) -> _ItemEntry:
     """Return an entry as the arguments of its `Item`."""
     entry = ENTRIES[name]
-    return _Said(
+    return _ItemEntry(
         name=entry.name, title=entry.title, source=entry.source, mark=entry.mark
     )

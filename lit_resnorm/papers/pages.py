@@ -14,7 +14,7 @@ from typing import Any
 
 from lit_resnorm.papers.catalogue import all_items
 from lit_resnorm.papers.item import MARKS, Item
-from lit_resnorm.papers.printing import checks_held, outcome_word
+from lit_resnorm.papers.printing import cell_text, checks_held, outcome_word
 from lit_resnorm.papers.results import VERDICT
 
 __all__ = ["main", "page", "write_pages"]
@@ -93,7 +93,7 @@ def page(paper: str, judged: Sequence[tuple[Item, Mapping[str, Any]]]) -> str:
         anchor = item.name.replace(".", "")
         lines.append(
             f"| [{item.name}](#{anchor}) | {item.title} | "
-            f"{checks_held(verdict['checks'], ' of ')} | {_word(verdict)} |"
+            f"{checks_held(verdict['checks'], ' of ')} | {_passed_or_failed(verdict)} |"
         )
     for item, verdict in judged:
         lines += ["", *_section(item, verdict)]
@@ -105,7 +105,7 @@ def _section(item: Item, verdict: Mapping[str, Any]) -> list[str]:
     lines = [
         f"## {item.name}",
         "",
-        f"**{item.title}** ({_word(verdict)})",
+        f"**{item.title}** ({_passed_or_failed(verdict)})",
         "",
         f"Source: {item.source}. Mark: {item.mark}, {MARKS[item.mark]}.",
         "",
@@ -126,9 +126,9 @@ def _section(item: Item, verdict: Mapping[str, Any]) -> list[str]:
     for check in verdict["checks"]:
         cells = [
             check["name"],
-            _shown(check["expected"]),
-            _shown(check["measured"]),
-            _shown(check["tolerance"]),
+            cell_text(check["expected"]),
+            cell_text(check["measured"]),
+            cell_text(check["tolerance"]),
             check["mark"],
             outcome_word(check["passed"], "pass", "**fail**"),
         ]
@@ -145,14 +145,8 @@ def _paragraph(title: str, text: str) -> list[str]:
     return [f"*{title}* {text}", ""] if text else []
 
 
-def _word(verdict: Mapping[str, Any]) -> str:
+def _passed_or_failed(verdict: Mapping[str, Any]) -> str:
     return outcome_word(verdict["passed"], "passed", "**failed**")
-
-
-def _shown(value: float | str | None) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from lit_resnorm.errors import escaped, printable
 from lit_resnorm.papers.item import NOT_SHOWN
 
-_WIDE = 1000
+_WIDTH_OF_FILES = 1000
 """Columns of an output that is no terminal: no line is broken."""
 
 
@@ -47,7 +47,7 @@ def print_table(
 def output() -> Console:
     """Return standard output, wide where it is no terminal."""
     console = Console()
-    return console if console.is_terminal else Console(width=_WIDE)
+    return console if console.is_terminal else Console(width=_WIDTH_OF_FILES)
 
 
 def print_verdict(verdict: dict[str, Any], folder: Path) -> None:
@@ -56,9 +56,9 @@ def print_verdict(verdict: dict[str, Any], folder: Path) -> None:
     rows = [
         (
             check["name"],
-            _shown(check["expected"]),
-            _shown(check["measured"]),
-            _shown(check["tolerance"]),
+            cell_text(check["expected"]),
+            cell_text(check["measured"]),
+            cell_text(check["tolerance"]),
             outcome_word(check["passed"], "pass", "FAIL"),
             check["mark"],
         )
@@ -88,7 +88,8 @@ def checks_held(checks: Sequence[Mapping[str, Any]], of: str) -> str:
     return f"{sum(decided)}{of}{len(decided)}"
 
 
-def _shown(value: float | str | None) -> str:
+def cell_text(value: float | str | None) -> str:
+    """Return what a check's table shows of a number, a text or nothing."""
     if value is None:
         return ""
     return value if isinstance(value, str) else f"{value:.4g}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lit_resnorm.papers.item import Cell, Check, Item, Row, Settings, outcome
+from lit_resnorm.runs.files import installed_versions
 from lit_resnorm.runs.json_lines import plain, replace_file
 
 __all__ = ["Results", "canonical", "results_key"]
@@ -28,6 +28,7 @@ KEY = "key"
 VERDICT = "verdict.json"
 CURVES = "curves.csv"
 PAPERS = "lit_resnorm.papers."
+_PACKAGES = ("lit-resnorm", "torch", "lightning", "numpy", "scipy", "joblib")
 
 
 def canonical(value: Any) -> str:
@@ -158,7 +159,7 @@ class Results:
             ],
             "settings": dict(settings),
             "seeds": {"base": seed},
-            "versions": _versions(),
+            "versions": installed_versions(*_PACKAGES),
             "commit": _commit(),
             "seconds": round(seconds, 3),
         }
@@ -170,12 +171,6 @@ class Results:
 def _key_of(folder: Path) -> str | None:
     path = folder / KEY
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
-
-
-def _versions() -> dict[str, str]:
-    names = ("lit-resnorm", "torch", "lightning", "numpy", "scipy", "joblib")
-    versions = {name: metadata.version(name) for name in names}
-    return {"python": platform.python_version(), **versions}
 
 
 def _commit() -> str | None:

@@ -81,7 +81,7 @@ class Population(L.LightningModule):
         self.stacks = Members([each.net for each in made], self._settings())
         # Outside of the tree of modules: its own weights are never used.
         self._model = [made[0]]
-        self._bound = [ModelFunction(made[0].net, _outputs)]
+        self._bound = [ModelFunction(made[0].net, _outputs_of_net)]
         self.register_buffer("diverged", torch.zeros(len(made), dtype=torch.bool))
         self._finite: Tensor | None = None
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -271,5 +271,5 @@ def _made(model: Callable[[], LitClassifier], member: Mapping[str, Any]) -> Any:
         return model()
 
 
-def _outputs(net: nn.Module, x: Tensor) -> Tensor:
+def _outputs_of_net(net: nn.Module, x: Tensor) -> Tensor:
     return net(x)

@@ -15,7 +15,7 @@ from lit_resnorm.errors import printable
 from lit_resnorm.runs.checkpoints import checkpoints_in, load_checkpoint, saved_at
 from lit_resnorm.runs.files import CHECKPOINTS, FIGURES, HISTORY, SUMMARY, TABLES
 
-_NAME = re.compile(r"[^\W_][\w .+=@-]{0,99}")
+_RUN_NAME = re.compile(r"[^\W_][\w .+=@-]{0,99}")
 
 
 def check_name(option: str, name: str) -> str:
@@ -24,7 +24,7 @@ def check_name(option: str, name: str) -> str:
     Raises:
         ValueError: If it could lead elsewhere, or can't be read.
     """
-    if not _NAME.fullmatch(name) or name != name.strip():
+    if not _RUN_NAME.fullmatch(name) or name != name.strip():
         raise ValueError(
             f"{option} is {name!r}: it must start with a letter or digit, and hold at"
             " most 100 letters, digits, spaces and . _ + = @ -"

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,12 +55,20 @@ FORMER_PATHS = {
     },
 }
 """What configs of earlier versions name, and where it is now."""
+STEP_KEY = "trainer/global_step"
+"""Key of a value's step in W&B runs, ours and Lightning's."""
 RESUMED = "resumed_from_step"
 """Key of a W&B config: the step of the checkpoint with which a process began."""
 PENDING = "pending"
 """Key of a checkpoint: what the run had still to do at its step."""
 LOGGED = "logged"
 """Key of a checkpoint: for each `RunHistory` the number of its rows and a checksum."""
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """Return the version of Python and of each package that made a run's numbers."""
+    versions = {name: metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **versions}
 
 
 @dataclass(frozen=True)
@@ -229,11 +239,11 @@ def logged_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if depth is None and isinstance(stages, list):
         depth = sum(stage for stage in stages if isinstance(stage, int)) or None
     return {
-        "variant": _short(model),
+        "variant": _class_name(model),
         "depth": depth,
         "width": init.get("widths") if width is None else width,
-        "data": _short(data),
-        "optimizer": _short(optimizer),
+        "data": _class_name(data),
+        "optimizer": _class_name(optimizer),
         "lr": _inner(optimizer, "init_args").get("lr"),
         "batch_size": _inner(data, "init_args").get("batch_size"),
         "seed": config.get("seed_everything"),
@@ -247,7 +257,7 @@ def _inner(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _short(component: Mapping[str, Any]) -> str | None:
+def _class_name(component: Mapping[str, Any]) -> str | None:
     path = component.get("class_path")
     return path.rpartition(".")[2] if isinstance(path, str) and path else None
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from lit_resnorm.runs.files import (
     LOGGED,
     PENDING,
     SUMMARY,
+    installed_versions,
     read_config,
     summarise,
 )
@@ -316,7 +315,9 @@ class RunHistory(Logger):
             "verdicts": {**earlier.get("verdicts", {}), **self._verdicts},
             "quantities": {**earlier.get("quantities", {}), **self._quantities},
             "seconds": self._seconds_before + time.monotonic() - self._began,
-            "versions": _versions(),
+            "versions": installed_versions(
+                "lit-resnorm", "lightning", "torch", "numpy"
+            ),
         }
         self.ended = {key: summary[key] for key in ("status", "seconds")}
         self._replace_summary(summary)
@@ -354,9 +355,3 @@ def _next_epoch(checkpoint: Mapping[str, Any]) -> int:
     loop = checkpoint["loops"]["fit_loop"]
     is_last = loop["epoch_loop.batch_progress"]["is_last_batch"]
     return loop["epoch_progress"]["current"]["ready"] - 1 + is_last
-
-
-def _versions() -> dict[str, str]:
-    names = ("lit-resnorm", "lightning", "torch", "numpy")
-    versions = {name: metadata.version(name) for name in names}
-    return {"python": platform.python_version(), **versions}

@@ -29,6 +29,17 @@ def plain(value: Any) -> Any:
     return value
 
 
+def plain_nest(value: Any) -> Any:
+    """Return nested values as JSON holds them; what it doesn't know, as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_nest(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_nest(item) for item in value]
+    value = plain(value)
+    known = value is None or isinstance(value, bool | int | float | str)
+    return value if known else str(value)
+
+
 def flat_values(values: Mapping[str, Any], levels: int = MOST_LEVELS) -> dict[str, Any]:
     """Return nested values flat, named as W&B shows them: `train.loss`.
 
@@ -86,11 +97,13 @@ def rows_of(path: Path, *, most: int | None = MOST_BYTES) -> Iterator[dict[str, 
     """
     number = 0
     for some in lines(path, most):
-        yield from _rows(path, some, number)
+        yield from _parsed_rows(path, some, number)
         number += len(some)
 
 
-def _rows(path: Path, some: Sequence[bytes], before: int) -> Iterator[dict[str, Any]]:
+def _parsed_rows(
+    path: Path, some: Sequence[bytes], before: int
+) -> Iterator[dict[str, Any]]:
     try:
         # all at once takes half the time
         rows = json.loads((b"[" + b",".join(some) + b"]").decode())

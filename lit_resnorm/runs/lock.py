@@ -30,7 +30,7 @@ class _Held:
     times: int = 1
 
 
-_held: dict[Path, _Held] = {}
+_locks: dict[Path, _Held] = {}
 
 
 def hold(run: Path) -> None:
@@ -46,21 +46,21 @@ def hold(run: Path) -> None:
         OSError: If it can't be written.
     """
     key = run.resolve()
-    if key in _held:
-        _held[key].times += 1
+    if key in _locks:
+        _locks[key].times += 1
     else:
-        _held[key] = _Held(_locked(run))
+        _locks[key] = _Held(_locked(run))
 
 
 def release(run: Path) -> None:
     """Undo one `hold`; without one, do nothing."""
     key = run.resolve()
-    held = _held.get(key)
+    held = _locks.get(key)
     if held is None:
         return
     held.times -= 1
     if not held.times:
-        del _held[key]
+        del _locks[key]
         if held.file is not None:
             os.close(held.file)
 
@@ -117,10 +117,10 @@ def _lock(file: int, run: Path) -> bool:
 
 
 def _in_child() -> None:
-    for held in _held.values():
+    for held in _locks.values():
         if held.file is not None:
             os.close(held.file)
-    _held.clear()
+    _locks.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -47,7 +47,7 @@ class StepTracker(Callback):
     ) -> None:
         """Put the count into a checkpoint."""
         del pl_module
-        checkpoint[_KEY] = self.taken(trainer)
+        checkpoint[_CHECKPOINT_KEY] = self.taken(trainer)
 
     def on_load_checkpoint(
         self,
@@ -86,7 +86,7 @@ class StepTracker(Callback):
         return self._steps if len(trainer.optimizers) > 1 else self._began_at
 
 
-_KEY = "lit_resnorm_steps"
+_CHECKPOINT_KEY = "lit_resnorm_steps"
 
 
 def track_steps(
@@ -140,8 +140,8 @@ def checkpoint_steps(checkpoint: Mapping[str, Any]) -> int:
     """Return how many steps a checkpoint's weights have taken."""
     if len(checkpoint.get("optimizer_states", ())) < 2:
         return checkpoint["global_step"]
-    if _KEY in checkpoint:
-        return checkpoint[_KEY]
+    if _CHECKPOINT_KEY in checkpoint:
+        return checkpoint[_CHECKPOINT_KEY]
     # written where nobody counted: every batch is taken for one that stepped
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     return progress["total"]["processed"]

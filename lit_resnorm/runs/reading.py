@@ -148,7 +148,7 @@ class _Loader(_Base):
     """Makes mappings, lists and scalars alone, whatever the tags say."""
 
 
-def _plain(loader: Any, tag: str, node: yaml.Node) -> Any:
+def _without_tag(loader: Any, tag: str, node: yaml.Node) -> Any:
     """Return what stands behind a tag that is no plain value's."""
     if isinstance(node, yaml.SequenceNode):
         return loader.construct_sequence(node, deep=True)
@@ -157,7 +157,7 @@ def _plain(loader: Any, tag: str, node: yaml.Node) -> Any:
     return node.value or tag.removeprefix(_TAG).removeprefix("python/")
 
 
-def _scalar(loader: Any, node: yaml.Node) -> Any:
+def _number_or_text(loader: Any, node: yaml.Node) -> Any:
     """Return a number or a truth value; what isn't what its tag says is plain."""
     text = node.value if isinstance(node, yaml.ScalarNode) else ""
     # base 60 is how configs write times, not numbers
@@ -166,7 +166,7 @@ def _scalar(loader: Any, node: yaml.Node) -> Any:
     try:
         return _MADE[node.tag](loader, node)
     except (ValueError, LookupError, yaml.YAMLError):
-        return _plain(loader, node.tag, node)
+        return _without_tag(loader, node.tag, node)
 
 
 _MADE = {
@@ -176,8 +176,8 @@ _MADE = {
 _Loader.yaml_constructors = {
     f"{_TAG}{kind}": getattr(yaml.SafeLoader, f"construct_yaml_{kind}")
     for kind in ("null", "str", "seq", "map")
-} | dict.fromkeys(_MADE, _scalar)
-_Loader.yaml_multi_constructors = {"": _plain}
+} | dict.fromkeys(_MADE, _number_or_text)
+_Loader.yaml_multi_constructors = {"": _without_tag}
 
 
 def read_yaml(path: Path, most: int = MOST_NODES) -> Any:

@@ -29,7 +29,7 @@ from lit_resnorm.runs.history import RunHistory
 from lit_resnorm.runs.optimizer_steps import step_tracker, steps_before_batch
 
 _BATCH_END, _VALIDATION, _VALIDATED = "batch end", "validation", "validation end"
-_EPOCH_END, _BETWEEN = "epoch end", "between epochs"
+_EPOCH_END, _BETWEEN_EPOCHS = "epoch end", "between epochs"
 
 
 class ExactResume(Callback):
@@ -84,7 +84,11 @@ class ExactResume(Callback):
         moment = self._moment(trainer)
         if moment is None:
             return
-        row = _row(trainer, pl_module) if moment in (_BATCH_END, _EPOCH_END) else {}
+        row = (
+            _pending_values(trainer, pl_module)
+            if moment in (_BATCH_END, _EPOCH_END)
+            else {}
+        )
         checkpoint[PENDING] = {
             "moment": moment,
             "row": convert_tensors_to_scalars(row),
@@ -108,7 +112,7 @@ class ExactResume(Callback):
         begun = epochs["ready"] == epochs["started"]
         if begun and epochs["processed"] == epochs["started"]:
             ended = epochs["completed"] == epochs["processed"]
-            return _BETWEEN if ended else _EPOCH_END
+            return _BETWEEN_EPOCHS if ended else _EPOCH_END
         done = batches["completed"] + 1
         ends = all(batches[key] == done for key in ("ready", "started", "processed"))
         return _BATCH_END if begun and ends else None
@@ -126,7 +130,7 @@ class ExactResume(Callback):
             loop.pending = checkpoint.get(PENDING)
 
 
-def _row(trainer: Trainer, module: LightningModule) -> Mapping[str, Any]:
+def _pending_values(trainer: Trainer, module: LightningModule) -> Mapping[str, Any]:
     """Return what Lightning is about to log for this step, or for this epoch."""
     connector = trainer._logger_connector
     if connector._first_loop_iter is not None:
@@ -193,7 +197,7 @@ class _ResumingFitLoop(_FitLoop):
         self._take_over(pending)
         if pending["moment"] == _EPOCH_END:
             self._end_epoch(pending["row"])
-        elif pending["moment"] != _BETWEEN:
+        elif pending["moment"] != _BETWEEN_EPOCHS:
             self._end_batch(pending)
             if self.epoch_loop.done:
                 self.on_advance_end()

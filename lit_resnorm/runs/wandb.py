@@ -13,12 +13,10 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_resnorm.runs.files import RESUMED, SITE_KEY
+from lit_resnorm.runs.files import RESUMED, SITE_KEY, STEP_KEY
 from lit_resnorm.runs.history import RunHistory
 from lit_resnorm.runs.optimizer_steps import checkpoint_steps
 from lit_resnorm.runs.steps import StepCount, run_status
-
-_STEP = "trainer/global_step"
 
 
 class WandbHistory(WandbLogger):
@@ -100,7 +98,7 @@ class WandbHistory(WandbLogger):
     def _define(self, key: str) -> None:
         if key == "epoch" or SITE_KEY.fullmatch(key):
             return
-        options = {"step_metric": _STEP, "summary": "min,max,last"}
+        options = {"step_metric": STEP_KEY, "summary": "min,max,last"}
         self.experiment.define_metric(key, **options)
 
     @rank_zero_only

@@ -17,14 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_resnorm.runs.files import RESUMED, Run, RunRows
+from lit_resnorm.runs.files import RESUMED, STEP_KEY, Run, RunRows
 from lit_resnorm.runs.json_lines import flat_values, plain, whole_step
 from lit_resnorm.runs.reading import MOST_BYTES, MOST_LEVELS, parsed_json, pieces
 
-_STEP = "trainer/global_step"
 _ENDINGS = ("status", "seconds")
-_BLOCK = 32768
-_LONGEST = 1 << 22
+_BLOCK_BYTES = 32768
+_LONGEST_RECORD = 1 << 22
 """Bytes of a record that is read."""
 _MOST_VALUES = 4_000_000
 """Values of a run that are read; a row counts as four."""
@@ -94,7 +93,7 @@ def find_offline_runs(path: str | os.PathLike[str]) -> dict[str, list[Path]]:
 
 
 @dataclass
-class _Recorded:
+class _RunRecord:
     name: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -111,7 +110,7 @@ def read_offline_run(run_id: str, folders: Iterable[Path]) -> RunRows:
         ValueError: If a file is damaged before its end.
         ModuleNotFoundError: If wandb isn't installed.
     """
-    recorded, latest = _Recorded(), Path()
+    recorded, latest = _RunRecord(), Path()
     for latest in folders:
         # how a process before ended says nothing of this one
         recorded.exit_code, recorded.ended = None, {}
@@ -135,7 +134,7 @@ def read_offline_run(run_id: str, folders: Iterable[Path]) -> RunRows:
     return RunRows(name, latest, recorded.config, rows, summary)
 
 
-def _take(file: Path, recorded: _Recorded) -> None:
+def _take(file: Path, recorded: _RunRecord) -> None:
     """Add what one process recorded."""
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2 as pb
@@ -151,7 +150,7 @@ def _take(file: Path, recorded: _Recorded) -> None:
             raise ValueError(f"{file} is damaged: {error}") from error
 
 
-def _take_record(record: Any, recorded: _Recorded) -> None:
+def _take_record(record: Any, recorded: _RunRecord) -> None:
     """Add a record; its checksum says nothing of what it holds.
 
     Raises:
@@ -184,10 +183,10 @@ def _cut_back(step: int, rows: dict[int, dict[str, Any]]) -> None:
         del rows[later]
 
 
-def _take_row(values: dict[str, Any], recorded: _Recorded) -> None:
-    key = _STEP if values.get(_STEP) is not None else "_step"
+def _take_row(values: dict[str, Any], recorded: _RunRecord) -> None:
+    key = STEP_KEY if values.get(STEP_KEY) is not None else "_step"
     step = whole_step(key, values.get(key, 0))
-    values.pop(_STEP, None)
+    values.pop(STEP_KEY, None)
     row = recorded.rows.setdefault(step, {"step": step, "epoch": None})
     flat = flat_values(values)
     row |= {
@@ -234,7 +233,7 @@ def _frames(file: Path) -> Iterator[bytes]:
             if (kind, length) == (0, 0):
                 break
             data = block[position + 7 : position + 7 + length]
-            if len(data) < length and len(block) < _BLOCK:
+            if len(data) < length and len(block) < _BLOCK_BYTES:
                 return
             if len(data) < length or _sum(kind, data) != checksum:
                 raise ValueError(f"{file} is damaged at byte {start + position}")
@@ -242,8 +241,10 @@ def _frames(file: Path) -> Iterator[bytes]:
             if kind in (_FULL, _FIRST):
                 record.clear()
             record += data
-            if len(record) > _LONGEST:
-                raise ValueError(f"{file}: a record is longer than {_LONGEST} bytes")
+            if len(record) > _LONGEST_RECORD:
+                raise ValueError(
+                    f"{file}: a record is longer than {_LONGEST_RECORD} bytes"
+                )
             if kind in (_FULL, _LAST):
                 yield bytes(record)
         start += len(block)
@@ -257,8 +258,8 @@ def _blocks(file: Path) -> Iterator[bytes]:
     rest = b""
     for piece in pieces(file, MOST_BYTES):
         content = rest + piece
-        whole = len(content) - len(content) % _BLOCK
-        for place in range(0, whole, _BLOCK):
-            yield content[place : place + _BLOCK]
+        whole = len(content) - len(content) % _BLOCK_BYTES
+        for place in range(0, whole, _BLOCK_BYTES):
+            yield content[place : place + _BLOCK_BYTES]
         rest = content[whole:]
     yield rest

@@ -90,7 +90,7 @@ class RunWriter:
         path.touch()
         replace_rows(path, [*before, *after])
         self._logged = len(before) + len(after), checksum(after, known if begins else 0)
-        self._again = _times(after) if begins else _last_steps(after)
+        self._again = _times_written(after) if begins else _last_steps(after)
         for path in self.path.glob(f"{TABLES}/**/*.jsonl"):
             rows = read_rows(path)
             replace_rows(path, (row for row in rows if row["step"] <= steps))
@@ -224,7 +224,7 @@ class RunWriter:
         return path
 
 
-def _times(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[int, str], float]:
+def _times_written(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[int, str], float]:
     """Return how often each value is there, by step and key."""
     return dict(Counter((row["step"], key) for row in rows for key in row))
 

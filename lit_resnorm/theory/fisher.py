@@ -130,17 +130,17 @@ def fisher_theory(
     return FisherTheory(tuple(kernels), tuple(backward), tuple(contributions), width)
 
 
-class _Step(NamedTuple):
+class _KernelStep(NamedTuple):
     """What a block adds to the kernel, and its branch's factor on backward kernels."""
 
     added: Tensor
     slope: Tensor
 
 
-def _step(kind: str, kernel_NN: Tensor, index: int, population: bool) -> _Step:
+def _step(kind: str, kernel_NN: Tensor, index: int, population: bool) -> _KernelStep:
     if kind != "res2_bn":
         c_NN, scale_NN = correlation(kernel_NN)
-        return _Step(scale_NN * relu_kernel(c_NN), step_kernel(c_NN))
+        return _KernelStep(scale_NN * relu_kernel(c_NN), step_kernel(c_NN))
     if population:
         variance, ratio, centred_NN = 1 + index / 2, 1.0, kernel_NN
     else:
@@ -157,7 +157,7 @@ def _step(kind: str, kernel_NN: Tensor, index: int, population: bool) -> _Step:
         ratio = freedom / (freedom - 2)
     c_NN, scale_NN = correlation(centred_NN / variance)
     slope = step_kernel(c_NN) * ratio / (2 * variance)
-    return _Step(scale_NN * relu_kernel(c_NN) / 2, slope)
+    return _KernelStep(scale_NN * relu_kernel(c_NN) / 2, slope)
 
 
 class EigenvalueBounds(NamedTuple):

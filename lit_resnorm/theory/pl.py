@@ -39,7 +39,7 @@ def layer_maps(variant: str, weights: Sequence[Tensor]) -> list[Tensor]:
         ValueError: On another variant, or an odd number of weights for res2.
     """
     matrices = [weight.detach().double() for weight in weights]
-    kind = _check(variant)
+    kind = _checked_variant(variant)
     if kind == "mlp":
         return matrices
     eye = torch.eye(len(matrices[0]), dtype=torch.float64, device=matrices[0].device)
@@ -74,7 +74,7 @@ def log_pl_constant(
     Returns:
         0-d float64 tensor, natural logarithm; `-inf` where two maps are singular.
     """
-    kind = _check(variant)
+    kind = _checked_variant(variant)
     maps = layer_maps(kind, weights)
     log_sigma_J = torch.stack([_log_smallest(a) for a in maps])
     if kind == "res2":
@@ -115,7 +115,7 @@ def log_pl_bound(
         ValueError: Where the bound says nothing: `tau >= 1` for residual nets, or no
             positive lower bound.
     """
-    kind = _check(variant)
+    kind = _checked_variant(variant)
     lower = tau_min if kind == "res2" else tau
     if lower is None or lower <= 0:
         raise ValueError(f"{kind} needs a positive lower bound; got {lower}")
@@ -179,7 +179,7 @@ def least_squares_loss(x_DN: Tensor, y_DN: Tensor) -> Tensor:
     return (fitted_ND - y_ND).square().sum() / (2 * len(x_ND))
 
 
-def _check(variant: str) -> LinearVariant:
+def _checked_variant(variant: str) -> LinearVariant:
     for known in get_args(LinearVariant):
         if variant == known:
             return known

@@ -17,7 +17,7 @@ T = TypeVar("T")
 _FINE, _REFUSED, _FAILED, _OUT_OF_MEMORY = range(4)
 
 # Identity of what a call inside another told; the object may be raised again later.
-_told: ContextVar[int | None] = ContextVar("told", default=None)
+_told_rank: ContextVar[int | None] = ContextVar("told", default=None)
 
 
 class OtherRankError(RuntimeError):
@@ -55,11 +55,11 @@ def measured_together(trainer: Trainer, measure: Callable[[Reduce], T]) -> T:
         Exception: What `measure` raised on this rank.
     """
     ranks = _Ranks(trainer)
-    _told.set(None)
+    _told_rank.set(None)
     try:
         result = measure(ranks.sum if trainer.world_size > 1 else identity)
     except Exception as error:
-        if id(error) == _told.get():
+        if id(error) == _told_rank.get():
             raise
         code = _code(error)
         worst, reason = ranks.exchange(code, f"{type(error).__name__}: {error}")
@@ -75,7 +75,7 @@ def measured_together(trainer: Trainer, measure: Callable[[Reduce], T]) -> T:
 
 def _telling(error: Exception) -> Exception:
     """Return an exception, noted as one that the other ranks know of."""
-    _told.set(id(error))
+    _told_rank.set(id(error))
     return error
 
 

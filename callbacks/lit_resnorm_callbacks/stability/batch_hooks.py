@@ -14,10 +14,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lit_resnorm.measures.passes.batches import joined, num_rows, take_rows
 from lit_resnorm.measures.passes.kept_state import data_kept, state_kept
 from lit_resnorm.measures.passes.random_states import random_states_kept
-from lit_resnorm_callbacks.stability.collation import other_rows_stay
+from lit_resnorm_callbacks.stability.collation import NUM_CHECKED, other_rows_stay
 
 _HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer")
-_NUM_CHECKED = 16
 
 
 class WatchedBatchHooks:
@@ -50,7 +49,7 @@ class WatchedBatchHooks:
 
     def _watch(self, trainer: Trainer, owner: Any, name: str) -> None:
         hook = getattr(owner, name)
-        left, module = _NUM_CHECKED, trainer.lightning_module
+        left, module = NUM_CHECKED, trainer.lightning_module
 
         def again(rows: list[Any]) -> Any:
             # Whatever generators and counters it has, each call begins alike.

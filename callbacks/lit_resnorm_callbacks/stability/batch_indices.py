@@ -28,7 +28,7 @@ class BatchIndices:
         self.name = name
         self._batch_dim = batch_dim
         # Several loaders: a search for a rate trains on others amid a run.
-        self._recorded: dict[DataLoader[Any], _Recorded] = {}
+        self._recorded: dict[DataLoader[Any], _RecordedBatches] = {}
         self._collations: dict[DataLoader[Any], WatchedCollation] = {}
         self._replaced: list[DataLoader[Any]] = []
         self._put_back: Callable[[], None] | None = None
@@ -113,7 +113,7 @@ class BatchIndices:
             return
         batched = loader.batch_sampler is not None
         name = "batch_sampler" if batched else "sampler"
-        self._recorded[loader] = _Recorded(getattr(loader, name))
+        self._recorded[loader] = _RecordedBatches(getattr(loader, name))
         # DataLoader refuses to have it set, lest the loader's options contradict it.
         vars(loader)[name] = self._recorded[loader]
         if not batched:
@@ -129,7 +129,7 @@ def _name(function: Any) -> str:
     return getattr(function, "__qualname__", type(function).__qualname__)
 
 
-class _Recorded:
+class _RecordedBatches:
     """A sampler of batches that keeps what it gives."""
 
     def __init__(self, batches: Any) -> None:

@@ -16,7 +16,7 @@ from lit_resnorm.measures.passes.random_states import RandomStates, random_state
 
 Collate = Callable[[list[Any]], Any]
 
-_NUM_CHECKED = 16
+NUM_CHECKED = 16
 """Batches that each process of a loader checks: some may hold their order by chance."""
 _NUM_REPLACED = 4
 
@@ -36,9 +36,7 @@ class WatchedCollation:
     def __init__(self, collate: Collate, batch_dim: int = 0) -> None:
         self.collate = collate
         self._batch_dim = batch_dim
-        self._left = (
-            0 if collate in (default_collate, default_convert) else _NUM_CHECKED
-        )
+        self._left = 0 if collate in (default_collate, default_convert) else NUM_CHECKED
         self._found = torch.zeros(1, dtype=torch.int8).share_memory_()
 
     @property
@@ -80,14 +78,16 @@ def rows_are_examples(collate: Collate, examples: list[Any]) -> bool:
         examples: The examples of a batch.
     """
     before = RandomStates.now()
-    whole = _rows(collate(copy.deepcopy(examples)), len(examples))
+    whole = _tensors_by_row(collate(copy.deepcopy(examples)), len(examples))
     if before.moved():
         before.set()
         return other_rows_stay(collate, examples)
-    alone = [_rows(collate([copy.deepcopy(each)]), 1) for each in examples]
+    alone = [_tensors_by_row(collate([copy.deepcopy(each)]), 1) for each in examples]
     return all(
         len(single) == len(whole)
-        and all(_same(x[r], y[0]) for x, y in zip(whole, single, strict=True))
+        and all(
+            _same_but_padding(x[r], y[0]) for x, y in zip(whole, single, strict=True)
+        )
         for r, single in enumerate(alone)
     )
 
@@ -100,27 +100,27 @@ def other_rows_stay(collate: Collate, examples: list[Any]) -> bool:
         examples: The examples of a batch.
     """
     before = RandomStates.now()
-    whole = _rows(collate(copy.deepcopy(examples)), len(examples))
+    whole = _tensors_by_row(collate(copy.deepcopy(examples)), len(examples))
     for r in range(min(_NUM_REPLACED, len(examples) - 1)):
         others = [*copy.deepcopy(examples)]
         others[r] = copy.deepcopy(examples[r + 1])
         before.set()
-        found = _rows(collate(others), len(examples))
+        found = _tensors_by_row(collate(others), len(examples))
         for s in range(len(examples)):
             if s != r and not all(
-                _same(x[s], y[s]) for x, y in zip(whole, found, strict=True)
+                _same_but_padding(x[s], y[s]) for x, y in zip(whole, found, strict=True)
             ):
                 return False
     return True
 
 
-def _rows(batch: Any, num: int) -> list[Tensor]:
+def _tensors_by_row(batch: Any, num: int) -> list[Tensor]:
     """Return the tensors of a batch that have a row for each example."""
     tensors = [leaf for leaf in leaves(batch) if isinstance(leaf, Tensor)]
     return [x for x in tensors if x.ndim and x.shape[0] == num]
 
 
-def _same(x: Tensor, y: Tensor) -> bool:
+def _same_but_padding(x: Tensor, y: Tensor) -> bool:
     """Return whether two rows agree where neither is padded, at the front or back."""
     if x.ndim != y.ndim:
         return x.numel() == y.numel() and _equal(x.flatten(), y.flatten())

@@ -71,7 +71,7 @@ def twin_values(
     values = _named(result, distance_K)
     if seen:
         values["generalization_gap"] = test_MZ[0].mean() - own_K[seen].mean()
-    return values, _table(result, distance_K, left_out)
+    return values, _twin_rows(result, distance_K, left_out)
 
 
 def _named(result: Stability, distance_K: Tensor) -> dict[str, Tensor]:
@@ -93,7 +93,9 @@ def _named(result: Stability, distance_K: Tensor) -> dict[str, Tensor]:
     return values
 
 
-def _table(result: Stability, distance_K: Tensor, left_out: LeftOut) -> list[list[Any]]:
+def _twin_rows(
+    result: Stability, distance_K: Tensor, left_out: LeftOut
+) -> list[list[Any]]:
     numbers = torch.stack([result.twin_eps_hyp, result.twin_signed, distance_K], 1)
     return [
         [index, step, *row, not finite]

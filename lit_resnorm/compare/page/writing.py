@@ -20,7 +20,7 @@ from string import Template
 from typing import Any
 
 from lit_resnorm.errors import printable
-from lit_resnorm.runs.json_lines import plain, replace_file
+from lit_resnorm.runs.json_lines import plain, plain_nest, replace_file
 
 SCRIPTS = (
     "document.js",
@@ -95,7 +95,7 @@ def _hash(text: str) -> str:
 def _embedded(document: Mapping[str, Any]) -> tuple[str, str]:
     """Return the document as text for a script element, and how it is encoded."""
     short = {
-        key: _short(value) if key in _LONG_PARTS else _plain(value)
+        key: _rounded(value) if key in _LONG_PARTS else plain_nest(value)
         for key, value in document.items()
     }
     # ASCII alone, so that no line separator or lone surrogate comes through
@@ -108,26 +108,15 @@ def _embedded(document: Mapping[str, Any]) -> tuple[str, str]:
     return text, "json"
 
 
-def _plain(value: Any) -> Any:
-    """Return `value` as JSON holds it, infinities as words, the rest as text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    value = plain(value)
-    known = value is None or isinstance(value, bool | int | float | str)
-    return value if known else str(value)
-
-
-def _short(value: Any) -> Any:
-    """Return `value` like `_plain`, floats with the digits that the page keeps."""
+def _rounded(value: Any) -> Any:
+    """Return `value` like `plain_nest`, floats with the digits that the page keeps."""
     if isinstance(value, float):
         return plain(float(f"{value:.{_DIGITS}g}"))
     if isinstance(value, list | tuple):
-        return [_short(item) for item in value]
+        return [_rounded(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _short(item) for key, item in value.items()}
-    return _plain(value)
+        return {str(key): _rounded(item) for key, item in value.items()}
+    return plain_nest(value)
 
 
 def _without_script(document: Mapping[str, Any]) -> str:

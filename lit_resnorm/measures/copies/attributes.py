@@ -17,7 +17,7 @@ from torch import Tensor, nn
 Attributes = dict[str, Any]
 """Values by the module's name, a colon, and the attribute's."""
 
-_PLAIN = (int, float, complex, bool, str, bytes, type(None))
+_PLAIN_TYPES = (int, float, complex, bool, str, bytes, type(None))
 _OF_TORCH = frozenset(vars(nn.Module()))
 
 
@@ -39,7 +39,7 @@ def attributes(model: nn.Module, names: Iterable[str] | None = None) -> Attribut
     for name in names:
         prefix, _, attribute = name.partition(":")
         own = vars(model.get_submodule(prefix))
-        if attribute in own and _is_plain(own[attribute]):
+        if attribute in own and _is_plain_state(own[attribute]):
             found[name] = _copy(own[attribute])
     return found
 
@@ -47,7 +47,7 @@ def attributes(model: nn.Module, names: Iterable[str] | None = None) -> Attribut
 def changed(before: Attributes, after: Attributes) -> list[str]:
     """Return the names of attributes that differ, or that only one of the two has."""
     both = before.keys() & after.keys()
-    differ = {name for name in both if not _same(before[name], after[name])}
+    differ = {name for name in both if not _equal_states(before[name], after[name])}
     return sorted(differ | (before.keys() ^ after.keys()))
 
 
@@ -116,14 +116,16 @@ def with_attributes_after(
     return run
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain_state(value: Any) -> bool:
     if isinstance(value, Tensor):
         return not isinstance(value, nn.Parameter)
     if type(value) in (list, tuple):
-        return all(map(_is_plain, value))
+        return all(map(_is_plain_state, value))
     if type(value) is dict:
-        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
-    return isinstance(value, _PLAIN)
+        return all(map(_is_plain_state, value)) and all(
+            map(_is_plain_state, value.values())
+        )
+    return isinstance(value, _PLAIN_TYPES)
 
 
 def _copy(value: Any) -> Any:
@@ -136,15 +138,15 @@ def _copy(value: Any) -> Any:
     return value
 
 
-def _same(one: Any, other: Any) -> bool:
+def _equal_states(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
     if isinstance(one, Tensor):
         return one.shape == other.shape and torch.equal(one, other)
     if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(_equal_states, one, other))
     if isinstance(one, Mapping):
         return one.keys() == other.keys() and all(
-            _same(one[key], other[key]) for key in one
+            _equal_states(one[key], other[key]) for key in one
         )
     return bool(one == other) or (one != one and other != other)

@@ -116,7 +116,11 @@ def influence_copies(
             grads = torch.autograd.grad(loss, leaves, allow_unused=True)
             step_P = conjugate_gradients(
                 lambda v_P: product(v_P) + (decay + damping) * v_P,
-                _mean(_flat(grads, leaves) + decay * _flat(leaves, leaves), reduce),
+                _mean_over_ranks(
+                    _flat_or_zero(grads, leaves)
+                    + decay * _flat_or_zero(leaves, leaves),
+                    reduce,
+                ),
                 tol=tol,
                 max_products=max_products,
             )
@@ -185,7 +189,7 @@ def gauss_newton(
         back = torch.autograd.grad(
             output, leaves, curved, retain_graph=True, allow_unused=True
         )
-        return reduce(_flat(back, leaves) * bool(count)) / total
+        return reduce(_flat_or_zero(back, leaves) * bool(count)) / total
 
     return product
 
@@ -217,7 +221,7 @@ def conjugate_gradients(
     return x_P
 
 
-def _mean(vector_P: Tensor, reduce: Reduce) -> Tensor:
+def _mean_over_ranks(vector_P: Tensor, reduce: Reduce) -> Tensor:
     """Return the mean over ranks, so that all of them iterate equally often.
 
     Ranks hold the same weights, but for rows of an embedding with `max_norm`.
@@ -227,7 +231,7 @@ def _mean(vector_P: Tensor, reduce: Reduce) -> Tensor:
     return reduce(vector_P) / reduce(vector_P.new_ones(1))
 
 
-def _flat(tensors: Iterable[Tensor | None], like: list[Tensor]) -> Tensor:
+def _flat_or_zero(tensors: Iterable[Tensor | None], like: list[Tensor]) -> Tensor:
     return torch.cat(
         [
             (torch.zeros_like(p) if t is None else t).detach().flatten()

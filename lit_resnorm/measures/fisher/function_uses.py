@@ -31,7 +31,7 @@ Names = Callable[[Any], tuple[str, ...]]
 RecordedUse = tuple[Tensor, Use] | None
 
 
-def _linear(
+def _linear_use(
     name_of: Names,
     func: Function,
     input: Tensor,
@@ -182,7 +182,7 @@ def _multiply(name_of: Names, func: Function, input: Any, other: Any) -> Recorde
     return _broadcast(name_of, func, input, other, product=True)
 
 
-def _add(name_of: Names, func: Function, input: Any, other: Any) -> RecordedUse:
+def _addition(name_of: Names, func: Function, input: Any, other: Any) -> RecordedUse:
     return _broadcast(name_of, func, input, other, product=False)
 
 
@@ -258,7 +258,7 @@ def _each(value: Any, num: int) -> tuple[int, ...]:
 
 
 HANDLERS: dict[Function, Callable[..., RecordedUse]] = {
-    F.linear: _linear,
+    F.linear: _linear_use,
     F.conv1d: _convolution,
     F.conv2d: _convolution,
     F.conv3d: _convolution,
@@ -270,8 +270,8 @@ HANDLERS: dict[Function, Callable[..., RecordedUse]] = {
     F.rms_norm: _rms_norm,
     torch.mul: _multiply,
     Tensor.mul: _multiply,
-    torch.add: _add,
-    Tensor.add: _add,
+    torch.add: _addition,
+    Tensor.add: _addition,
 }
 """By the function itself: those of torch and of its functional module differ in the
 order of their parameters where they share a name."""

@@ -45,10 +45,10 @@ def gram_matrix(
         sweep(group, lambda block, left, stores=stores: stores[block].keep(left))
         for block in group:
             if each_block is None:
-                _add(gram_DD, stores.pop(block), shards, memory)
+                _add_share(gram_DD, stores.pop(block), shards, memory)
                 continue
             own_DD = torch.zeros_like(gram_DD)
-            _add(own_DD, stores.pop(block), shards, memory)
+            _add_share(own_DD, stores.pop(block), shards, memory)
             gram_DD += own_DD
             each_block(block, _whole(own_DD, shards))
     return _whole(gram_DD, shards)
@@ -80,7 +80,7 @@ def _whole(gram_DD: Tensor, shards: Shards) -> Tensor:
     return whole
 
 
-def _add(gram_DD: Tensor, store: Store, shards: Shards, memory: int) -> None:
+def _add_share(gram_DD: Tensor, store: Store, shards: Shards, memory: int) -> None:
     """Add a block's share to the tiles of the upper triangle that this rank forms."""
     kept = store.kept(shards)
     if kept.left is None:
@@ -119,7 +119,9 @@ def _add_outer(
         share = right_NKO[a].flatten(0, 1) @ right_NKO[b].flatten(0, 1).T
         by_row = share.view(len(inner_NM), num_seeds, -1, num_seeds)
         by_row.mul_(inner_NM[:, None, :, None])
-        gram_DD[_times(a, num_seeds), _times(b, num_seeds)] += share
+        gram_DD[_rows_of_examples(a, num_seeds), _rows_of_examples(b, num_seeds)] += (
+            share
+        )
 
 
 def _add_inner(
@@ -137,7 +139,7 @@ def _add_inner(
         gram_DD[at : at + num_seeds, at:] += right_NKOT[row].flatten(1) @ mixed_DX.T
 
 
-def _times(rows: slice, num: int) -> slice:
+def _rows_of_examples(rows: slice, num: int) -> slice:
     return slice(rows.start * num, rows.stop * num)
 
 

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_resnorm.measures.passes.batch_norms import HALF_PRECISION
 from lit_resnorm.measures.passes.batches import Forward, mapped, take_rows
 from lit_resnorm.measures.passes.forward_walk import refuse_torchscript
 from lit_resnorm.measures.passes.functional_calls import with_weights
-
-_HALF = (torch.half, torch.bfloat16)
 
 
 class Network:
@@ -40,12 +39,12 @@ class Network:
                 f" ({len(own)} frozen): its Fisher matrix is empty"
             )
         self._stand_ins: dict[str, Tensor] = {}
-        if any(p.dtype in _HALF for p in own.values()):
+        if any(p.dtype in HALF_PRECISION for p in own.values()):
             everything = {**own, **dict(model.named_buffers())}
             self._stand_ins = {
                 name: tensor.detach().float().requires_grad_(tensor.requires_grad)
                 for name, tensor in everything.items()
-                if tensor.dtype in _HALF
+                if tensor.dtype in HALF_PRECISION
             }
             self.parameters = {
                 n: self._stand_ins.get(n, p) for n, p in self.parameters.items()
@@ -121,4 +120,8 @@ def check_readable(model: nn.Module) -> None:
 
 
 def _widen(leaf: Any) -> Any:
-    return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in _HALF else leaf
+    return (
+        leaf.float()
+        if isinstance(leaf, Tensor) and leaf.dtype in HALF_PRECISION
+        else leaf
+    )

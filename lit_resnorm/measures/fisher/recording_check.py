@@ -54,7 +54,7 @@ def examine(
         output: That pass's output.
         shards: Rows of all ranks.
     """
-    seed = _seed(output)
+    seed = _random_gradient(output)
     parameters = list(network.parameters.values())
     with _single_precision():
         direct = _gradients(output, parameters, seed)
@@ -109,13 +109,15 @@ def _unexplained(
     sizes = {n: torch.zeros_like(p).flatten() for n, p in network.parameters.items()}
     grads = _use_gradients(recorder, output, seed)
     for use, grad in zip(recorder.uses, grads, strict=True):
-        for name, part in zip(use.names, _parts(use, grad), strict=True):
+        for name, part in zip(use.names, _gradients_of_use(use, grad), strict=True):
             by_uses[name] += part
-        for name, part in zip(use.names, _parts(*_sized(use, grad)), strict=True):
+        for name, part in zip(
+            use.names, _gradients_of_use(*_sized(use, grad)), strict=True
+        ):
             sizes[name] += part
     return [
         name not in recorder.general
-        and _apart(grad.flatten(), by_uses[name], sizes[name], 0.5)
+        and _beyond_rounding(grad.flatten(), by_uses[name], sizes[name], 0.5)
         for name, grad in zip(network.parameters, direct, strict=True)
     ]
 
@@ -153,8 +155,10 @@ def _examine_among_others(
     seeds = torch.zeros_like(outputs)
     seeds[own] = seed
     grads = _gradients(outputs, list(network.parameters.values()), seeds)
-    coupled = _apart(outputs[own], output, output, 0.25)
-    coupled |= _apart(_flat(grads), _flat(direct), _flat(direct), 0.25)
+    coupled = _beyond_rounding(outputs[own], output, output, 0.25)
+    coupled |= _beyond_rounding(
+        _flattened(grads), _flattened(direct), _flattened(direct), 0.25
+    )
     if [use.names for use in of_several.uses] != [use.names for use in recorder.uses]:
         return False, coupled
     if any(not use.separable or use.shape[0] != num for use in of_several.uses):
@@ -166,7 +170,7 @@ def _examine_among_others(
         row = use.rows(alone[place], 1)[0]
         found = _second_row(of_several.uses[place], together[place], num)
         sized, grad = _sized(use, alone[place])
-        if _apart(found, row, sized.rows(grad, 1)[0], 0.25):
+        if _beyond_rounding(found, row, sized.rows(grad, 1)[0], 0.25):
             return False, coupled
     return True, coupled
 
@@ -179,7 +183,7 @@ def _second_row(use: Use, grad: Tensor, num_rows: int) -> Tensor:
     return outer_rows(left[1:2], right[1:2], use.num_inputs)[0]
 
 
-def _parts(use: Use, grad: Tensor) -> Sequence[Tensor]:
+def _gradients_of_use(use: Use, grad: Tensor) -> Sequence[Tensor]:
     """Return the gradient of each of a use's parameters, over all rows, flat."""
     row_P = use.rows(grad, 1)[0, 0]
     if not isinstance(use, OuterUse):
@@ -201,19 +205,21 @@ def _sized(use: Use, grad: Tensor) -> tuple[Use, Tensor]:
     return use, grad.abs()
 
 
-def _apart(found: Tensor, expected: Tensor, sizes: Tensor, power: float) -> bool:
+def _beyond_rounding(
+    found: Tensor, expected: Tensor, sizes: Tensor, power: float
+) -> bool:
     # NaN is apart from nothing: it is measured as it is.
     bound = torch.finfo(found.dtype).eps ** power * sizes.detach().norm()
     return bool((found.detach() - expected.detach()).norm() > bound)
 
 
-def _seed(output: Tensor) -> Tensor:
+def _random_gradient(output: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(output.shape, generator=generator, dtype=torch.float64)
     return drawn.to(output)
 
 
-def _flat(grads: Sequence[Tensor]) -> Tensor:
+def _flattened(grads: Sequence[Tensor]) -> Tensor:
     return torch.cat([grad.flatten() for grad in grads])
 
 

@@ -95,7 +95,7 @@ def _from_matrix(measured: Measurement, layers: Layers) -> FisherSpectrum:
     if measured.coupled:
         eye_DD = measured.units()
         for name, blocks in layers.items():
-            own = measured.products(_names(blocks))(eye_DD)
+            own = measured.products(_names_of_blocks(blocks))(eye_DD)
             found[name] = _decomposed(measured, own, layer_count, _size(blocks))
         whole = measured.products()(eye_DD)
         return _decomposed(measured, whole, count, measured.num_parameters, found)
@@ -184,7 +184,7 @@ def _from_products(measured: Measurement, count: int, layers: Layers) -> FisherS
 
     found: dict[str, FisherSpectrum] = {}
     for name, own in layers.items():
-        found[name] = by_iterations(_names(own), own)
+        found[name] = by_iterations(_names_of_blocks(own), own)
     return by_iterations((), blocks)
 
 
@@ -249,7 +249,7 @@ def check_memory(dim: int, measured: Measurement) -> None:
         )
 
 
-def _names(blocks: Sequence[ParameterBlock]) -> tuple[str, ...]:
+def _names_of_blocks(blocks: Sequence[ParameterBlock]) -> tuple[str, ...]:
     return tuple(name for block in blocks for name in block.names)
 
 

@@ -256,7 +256,7 @@ class Sweep:
         }
         if not others:
             return frozenset()
-        return frozenset(others[i] for i in _leaves(output) if i in others)
+        return frozenset(others[i] for i in _graph_leaves(output) if i in others)
 
     def _units(self, head: Head, seeds: slice) -> Tensor:
         """Return unit dual vectors, the same for each row: `(S, N, T, K)`."""
@@ -315,7 +315,7 @@ class Sweep:
                 return None
 
 
-def _leaves(output: Tensor) -> set[int]:
+def _graph_leaves(output: Tensor) -> set[int]:
     """Return the identities of the leaves of an output's graph, and of None."""
     seen, leaves = set(), set()
     nodes = [output.grad_fn]

@@ -22,7 +22,7 @@ _LOSSES = {
     nn.BCEWithLogitsLoss: "bernoulli",
     nn.MSELoss: "gaussian",
 }
-_FUNCTIONS: tuple[tuple[Any, type[_Loss]], ...] = (
+_LIKELIHOOD_FUNCTIONS: tuple[tuple[Any, type[_Loss]], ...] = (
     (F.cross_entropy, nn.CrossEntropyLoss),
     (F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss),
     (F.mse_loss, nn.MSELoss),
@@ -134,7 +134,7 @@ def meant_likelihood(
     if loss_scale is not None and not 0 < loss_scale < math.inf:
         raise ValueError(f"loss_scale is {loss_scale}; it must be positive")
     loss = _torch_loss(module, loss_fn)
-    told = _told(module, loss, loss_fn, distribution)
+    told = _likelihood_told(module, loss, loss_fn, distribution)
     was_read = loss is not None and told.output != "auto"
     was_read &= distribution == "auto" or type(loss) is nn.MSELoss
     guessed = told.output == "auto"
@@ -158,14 +158,16 @@ def meant_likelihood(
 def _torch_loss(module: nn.Module, loss_fn: Any) -> _Loss | None:
     """Return the loss of torch's that is given, or else the module's."""
     if loss_fn is not None:
-        made = [kind() for function, kind in _FUNCTIONS if loss_fn is function]
+        made = [
+            kind() for function, kind in _LIKELIHOOD_FUNCTIONS if loss_fn is function
+        ]
         known = type(loss_fn) in _LOSSES
         return loss_fn if known else made[0] if made else None
     own = own_loss(module)
     return own if isinstance(own, _Loss) else None
 
 
-def _told(
+def _likelihood_told(
     module: nn.Module, loss: _Loss | None, loss_fn: Any, distribution: str
 ) -> Likelihood:
     """Return what a loss tells; `auto` where there is none to ask."""

@@ -22,7 +22,7 @@ from lit_resnorm.measures.losses.reading import own_loss
 from lit_resnorm.measures.passes.batches import LABELS, target_of
 
 _OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
-_FUNCTIONS: dict[Any, type[_Loss]] = {
+_LOSS_FUNCTIONS: dict[Any, type[_Loss]] = {
     F.cross_entropy: nn.CrossEntropyLoss,
     F.nll_loss: nn.NLLLoss,
     F.mse_loss: nn.MSELoss,
@@ -109,8 +109,8 @@ class ExampleLosses:
                 parts = each(output, _shaped_like(output, target))
         except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as no:
             raise ValueError(
-                f"there is no {type(self.loss).__name__} of {_words(output)} and"
-                f" {_words(target)}: {no}"
+                f"there is no {type(self.loss).__name__} of {_value_in_words(output)}"
+                f" and {_value_in_words(target)}: {no}"
             ) from no
         if self.loss.reduction in ("sum", "batchmean"):
             return _over_positions(parts)
@@ -155,7 +155,9 @@ def losses_of_examples(module: nn.Module, loss_fn: LossFn | None = None) -> Loss
             torch's with any reduction.
     """
     if loss_fn is not None:
-        made = [kind() for function, kind in _FUNCTIONS.items() if loss_fn is function]
+        made = [
+            kind() for function, kind in _LOSS_FUNCTIONS.items() if loss_fn is function
+        ]
         given: Any = made[0] if made else loss_fn
         return ExampleLosses(given) if _is_reduced(given) else loss_fn
     if callable(getattr(module, "losses", None)):
@@ -222,7 +224,8 @@ def _usual_losses(output: Any, target: Any) -> Tensor:
     """Return cross entropies; binary ones of one logit for each number."""
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         raise ValueError(
-            f"there is no cross entropy of {_words(output)} and {_words(target)}"
+            f"there is no cross entropy of {_value_in_words(output)} and"
+            f" {_value_in_words(target)}"
         )
     numbers = target.is_floating_point() and target.numel() == output.numel()
     binary = numbers and (output.ndim == 1 or output.shape[class_dim_of(output)] == 1)
@@ -259,7 +262,7 @@ def _over_positions(values: Tensor) -> Tensor:
     return values.flatten(1).sum(1) if values.ndim > 1 else values
 
 
-def _words(value: Any) -> str:
+def _value_in_words(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} ({value.dtype})"
     return f"a {type(value).__name__}"

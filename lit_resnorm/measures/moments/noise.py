@@ -153,7 +153,9 @@ def _batch_norm(
     return with_noise(output, noise * factor_C.to(noise).view(shape))
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _linear_with_noise(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
     noise = noise_of(input)
     if noise is None or any(
         noise_of(tensor) is not None for tensor in (weight, bias) if tensor is not None
@@ -164,7 +166,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 _AFFINE: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.batch_norm: _batch_norm,
-    F.linear: _linear,
+    F.linear: _linear_with_noise,
 }
 
 

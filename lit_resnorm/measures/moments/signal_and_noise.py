@@ -27,7 +27,7 @@ from lit_resnorm.measures.passes.tracing import trace
 from lit_resnorm.measures.passes.untouched import Reduce, identity, untouched
 
 # Powers beyond which float32 is near its end: the pass is made again in float64.
-_LEAST, _MOST = 1e-60, 1e60
+_LEAST_POWER, _LARGEST_POWER = 1e-60, 1e60
 
 
 def measured_sites(sites: Sequence[Site], pattern: str = "") -> tuple[Site, ...]:
@@ -117,11 +117,11 @@ def signal_and_noise(
         ValueError: If an option can't be right, a pattern matches nothing, or all
             ranks together hold no example.
     """
-    _check(norm_mode, num_directions, num_chunks)
+    _check_counts(norm_mode, num_directions, num_chunks)
     flow = sites
     if not isinstance(flow, Flow):
         flow = flow_between_sites(model, x, sites=flow, forward=forward)
-    passes = _Passes(
+    passes = _MomentPasses(
         model=model,
         flow=flow,
         forward=forward,
@@ -140,7 +140,7 @@ def signal_and_noise(
     return profile
 
 
-def _check(norm_mode: str, num_directions: int, num_chunks: int) -> None:
+def _check_counts(norm_mode: str, num_directions: int, num_chunks: int) -> None:
     if num_directions < 1:
         raise ValueError(f"num_directions is {num_directions}; it must be at least 1")
     if num_chunks < 1:
@@ -161,12 +161,12 @@ def _leaves_float32(profile: DepthProfile) -> bool:
     powers = torch.stack([site.nu2 for site in profile.sites])
     noises = torch.stack([site.log_noise_power for site in profile.sites])
     lost = noises.isnan() | (noises == torch.inf)
-    far = ~((powers > _LEAST) & (powers < _MOST)) & (powers != 0)
+    far = ~((powers > _LEAST_POWER) & (powers < _LARGEST_POWER)) & (powers != 0)
     return bool(far.any() or (lost.any() and not profile.without_rule))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Passes:
+class _MomentPasses:
     """The passes of one measurement and what they are made with."""
 
     model: nn.Module

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over ranks and returns a new one; all ranks call it equally often."""
 
-_HALF = (torch.half, torch.bfloat16)
+HALF_PRECISION = (torch.half, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class NormCall:
         # inputs keep float32 statistics, as batch norm itself does.
         if self.weight is not None:
             return self.weight.dtype
-        return torch.float32 if self.input.dtype in _HALF else self.input.dtype
+        return torch.float32 if self.input.dtype in HALF_PRECISION else self.input.dtype
 
 
 def _functional(
@@ -170,7 +170,7 @@ def batch_statistics(
         reduce: Sums a tensor over ranks; None: this rank is alone.
         empty: This rank's values count for nothing.
     """
-    x = x.detach().float() if x.dtype in _HALF else x.detach()
+    x = x.detach().float() if x.dtype in HALF_PRECISION else x.detach()
     if empty:
         mean = variance = x.new_zeros(x.shape[1], dtype=torch.float64)
     else:

@@ -53,7 +53,7 @@ def _is_packed(value: Any) -> bool:
 
 def _children(value: Any) -> list[Any] | None:
     """Return the parts of a container; None where it is a leaf."""
-    names = None if isinstance(value, tuple) else _names(value)
+    names = None if isinstance(value, tuple) else _named_parts(value)
     if names is not None:
         return [*names.values()]
     is_nest = isinstance(value, (tuple, list)) and not _is_packed(value)
@@ -99,20 +99,20 @@ def num_rows(batch: Any) -> int:
         return next(iter(sizes))
     if not sizes:
         raise ValueError(
-            f"the batch, {_described(batch)}, holds no tensor of examples: give batch,"
-            " a nest of tensors whose first dimensions count examples, and forward_fn,"
-            " which reads it"
+            f"the batch, {_batch_in_words(batch)}, holds no tensor of examples: give"
+            " batch, a nest of tensors whose first dimensions count examples, and"
+            " forward_fn, which reads it"
         )
     found = " and ".join(str(tuple(leaf.shape)) for leaf in sizes.values())
     raise ValueError(
-        f"the tensors of the batch, {_described(batch)}, disagree on the number of"
+        f"the tensors of the batch, {_batch_in_words(batch)}, disagree on the number of"
         f" examples: there are shapes {found}. Give batch_dim where another dimension"
         " counts them; else batch (or dataloader), of tensors whose first dimensions"
         " do, and forward_fn, which reads it"
     )
 
 
-def _described(batch: Any) -> str:
+def _batch_in_words(batch: Any) -> str:
     """Return what a batch is, for messages."""
     kind = f"a {type(batch).__name__}"
     parts = [batch, *(_children(batch) or ())]
@@ -202,7 +202,7 @@ def _has_tensor(batch: Any) -> bool:
     return any(isinstance(leaf, Tensor) for leaf in leaves(batch))
 
 
-def _names(batch: Any) -> dict[str, Any] | None:
+def _named_parts(batch: Any) -> dict[str, Any] | None:
     """Return the parts of a batch by name; None where they have none."""
     if isinstance(batch, Mapping):
         return {**batch}
@@ -217,7 +217,7 @@ def _names(batch: Any) -> dict[str, Any] | None:
 
 def target_of(batch: Any) -> Any:
     """Return a batch's target: the part of a usual name, or a tuple's second."""
-    names = _names(batch) or {}
+    names = _named_parts(batch) or {}
     for name in LABELS:
         if name in names:
             return names[name]
@@ -243,7 +243,7 @@ def network_output(module: nn.Module, batch: Any) -> Any:
     own = getattr(module, "probe_forward", None)
     if own is not None:
         return own(batch)
-    names = _names(batch)
+    names = _named_parts(batch)
     if names is not None:
         arguments = _named_arguments(module, names, optional=isinstance(batch, tuple))
         if arguments is not None:

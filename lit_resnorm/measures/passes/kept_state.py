@@ -52,7 +52,7 @@ _MACHINERY = _TRAINERS | {"torch", "lit_resnorm"}
 
 _KEPT_OF_CLASSES = (int, float, str, list, dict, set, deque, Tensor, np.ndarray)
 
-_LONG = 100_000
+_MOST_ITEMS = 100_000
 """Containers of more elements are data: their elements are not looked into."""
 
 _MISSING = object()
@@ -108,9 +108,9 @@ class State:
                 self.changed.append(name)
                 store.clear()
         for name, store, own, entered in self._dicts:
-            if not _same(store, entered):
+            if not _same_objects(store, entered):
                 self.changed += _names_apart(name, store, entered)
-            if entered is not own or not _same(store, own):
+            if entered is not own or not _same_objects(store, own):
                 store.clear()
                 store.update(own)
         for undo in self._undo:
@@ -278,7 +278,7 @@ class State:
             self._empty.append((name, store))
             return
         own = entered = dict(store)
-        if look_into and len(own) <= _LONG:
+        if look_into and len(own) <= _MOST_ITEMS:
             prefix = f"{name}." if name else ""
             for key, value in own.items():
                 if type(value) in _ATOMS or key in skipped:
@@ -292,7 +292,7 @@ class State:
 
     def _list(self, name: str, values: list[Any] | deque[Any]) -> None:
         own = [*values]
-        if len(own) <= _LONG:
+        if len(own) <= _MOST_ITEMS:
             for place, value in enumerate(own):
                 other = self._replacement(f"{name}.{place}", value)
                 if other is not value:
@@ -399,14 +399,14 @@ def data_kept(*sources: Any) -> Iterator[None]:
     """
     state = State(*sources, copied=False)
     for generator in state.generators:
-        _seed(generator, 0)
+        _seed_generator(generator, 0)
     try:
         yield
     finally:
         state.put_back()
 
 
-def _seed(generator: Any, seed: int) -> None:
+def _seed_generator(generator: Any, seed: int) -> None:
     if isinstance(generator, torch.Generator):
         generator.manual_seed(seed)
     elif isinstance(generator, np.random.Generator):
@@ -471,15 +471,15 @@ def _generator_access(value: Any) -> tuple[Any, Any, Any] | None:
             lambda a, b: not torch.equal(a, b),
         )
     if isinstance(value, np.random.Generator):
-        return _bit_state, _set_bit_state, _apart
+        return _bit_state, _set_bit_state, _pickles_differ
     if isinstance(value, np.random.RandomState):
         return (
             lambda g: g.get_state(legacy=False),
             np.random.RandomState.set_state,
-            _apart,
+            _pickles_differ,
         )
     if isinstance(value, random.Random):
-        return random.Random.getstate, random.Random.setstate, _apart
+        return random.Random.getstate, random.Random.setstate, _pickles_differ
     return None
 
 
@@ -491,7 +491,7 @@ def _set_bit_state(generator: np.random.Generator, state: Any) -> None:
     generator.bit_generator.state = state
 
 
-def _apart(one: Any, other: Any) -> bool:
+def _pickles_differ(one: Any, other: Any) -> bool:
     # Pickled, as states hold arrays, which `!=` compares number by number.
     return pickle.dumps(one) != pickle.dumps(other)
 
@@ -517,7 +517,7 @@ def _differs(values: Sequence[Any], own: list[Any]) -> bool:
     )
 
 
-def _same(store: dict[Any, Any], own: dict[Any, Any]) -> bool:
+def _same_objects(store: dict[Any, Any], own: dict[Any, Any]) -> bool:
     return [*store] == [*own] and all(map(is_, store.values(), own.values()))
 
 

@@ -146,12 +146,12 @@ def figure(curves: pd.DataFrame, settings: Settings) -> Figure:
         "d  largest of all weights, weight-averaged",
     )
     for one, name in zip(axes, titles, strict=True):
-        _label(one, name)
+        _label_axes(one, name)
     legend(drawing, axes)
     return drawing
 
 
-def _label(axes: Axes, title: str) -> None:
+def _label_axes(axes: Axes, title: str) -> None:
     axes.set(yscale="log", xlabel="number of blocks $L$", ylabel="eigenvalue")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(title, fontsize=10)
