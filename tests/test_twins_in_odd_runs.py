@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from twin_runs import (
     EXACT,
     REMOVED,
+    Experts,
     Net,
     adamw,
     batches,
@@ -159,25 +160,6 @@ class WarmedUp(Net):
 )
 def test_steps_and_zeroing_that_a_module_overrides_are_followed(kind):
     assert_equal_to_separate_runs(kind, batches(8), max_epochs=2)
-
-
-class Experts(Net):
-    """Rows go to one of several experts; one without rows has no gradient."""
-
-    def __init__(self):
-        super().__init__()
-        self.router = nn.Linear(16, 4)
-        self.experts = nn.ModuleList([nn.Linear(16, 3) for _ in range(4)])
-        self.head = self.backbone = nn.Identity()
-
-    def forward(self, x):
-        value, index = self.router(x).softmax(-1).max(-1)
-        output = x.new_zeros(len(x), 3)
-        for k, expert in enumerate(self.experts):
-            own = index == k
-            if own.any():
-                output[own] = expert(x[own]) * value[own, None]
-        return output
 
 
 class SkippedLayer(Experts):

@@ -9,7 +9,7 @@ from small import quiet_trainer
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from twin_runs import EXACT, Net, data, largest_difference, made
+from twin_runs import EXACT, Experts, Net, data, largest_difference, made
 
 from lit_resnorm_callbacks import StabilityProbe
 
@@ -60,26 +60,11 @@ class OnRanks(Net):
         return 2 * (counts[self.global_rank] / left) @ losses
 
 
-class Experts(OnRanks):
+class ExpertsOnRanks(OnRanks, Experts):
     """Experts, of which one may get no rows on one rank, or on both."""
 
     optimizer = staticmethod(partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1))
     lists = lists_of_ranks(10, (2, 2))
-
-    def __init__(self):
-        super().__init__()
-        self.router = nn.Linear(16, 4)
-        self.experts = nn.ModuleList([nn.Linear(16, 3) for _ in range(4)])
-        self.head = self.backbone = nn.Identity()
-
-    def forward(self, x):
-        value, index = self.router(x).softmax(-1).max(-1)
-        output = x.new_zeros(len(x), 3)
-        for k, expert in enumerate(self.experts):
-            own = index == k
-            if own.any():
-                output[own] = expert(x[own]) * value[own, None]
-        return output
 
     def training_step(self, batch, batch_idx):
         if self.without is None:
@@ -168,7 +153,7 @@ def run(module, callbacks, path, **options):
     [
         (OnRanks, {}),
         (OnRanks, {"accumulate_grad_batches": 3}),
-        (Experts, {}),
+        (ExpertsOnRanks, {}),
         (Uneven, {}),
         (Weighted, {}),
         (Summed, {}),

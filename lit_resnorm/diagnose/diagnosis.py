@@ -97,21 +97,28 @@ def diagnose(
     if batch_dim:
         forward = ExamplesFirst(forward, batch_dim)
         forward.look(module, batch)
-    initialise(module, lambda: forward(module, take_rows(batch, slice(2))))
+    few = take_rows(batch, slice(2))
+    initialise(module, lambda: forward(module, few))
     descent, no_rate = descent_of(module, rate=rate, optimizer=optimizer)
-    outputs = _few_outputs(module, take_rows(batch, slice(2)), forward, norm_mode)
     loss = loss_of(
         module,
-        outputs,
+        _few_outputs(module, few, forward, norm_mode),
         batch,
         distribution=output,
         loss_fn=loss_fn,
         loss_scale=loss_scale,
     )
-    notes = _notes(loss, descent, no_rate)
     subject = Subject(module, batch, loss, forward, norm_mode, progress)
+    return _diagnosis_of(subject, descent, no_rate, check_rate=check_rate, seed=seed)
+
+
+def _diagnosis_of(
+    subject: Subject, descent: Descent, no_rate: str, *, check_rate: bool, seed: int
+) -> Diagnosis:
+    """Return what is measured of a subject, and what follows from it."""
+    loss, notes = subject.loss, _notes(subject.loss, descent, no_rate)
     measured = _depth_measurement(subject, seed)
-    findings = _broken_weights(module) or depth_findings(measured)
+    findings = _broken_weights(subject.module) or depth_findings(measured)
     curvature, tried = None, Tried()
     if not any(finding.name == "not_finite" for finding in findings):
         curvature, tried, why_not = curvature_and_rates(
@@ -121,9 +128,8 @@ def diagnose(
     if curvature is not None:
         findings += rate_findings(curvature, tried.trial, tried.stable)
     findings = sorted(findings + notes, key=lambda found: _ORDER[found.severity])
-    likelihood = loss.likelihood
     return Diagnosis(
-        network=type(module).__name__,
+        network=type(subject.module).__name__,
         status=_status(findings, measured),
         findings=tuple(findings),
         rows=tuple(measured.rows),
@@ -131,11 +137,11 @@ def diagnose(
         stable_rates=tried.stable,
         trends=_trend_numbers(measured),
         settings={
-            "num_examples": num_rows(batch),
-            "norm_mode": norm_mode,
+            "num_examples": num_rows(subject.batch),
+            "norm_mode": subject.norm_mode,
             "loss": loss.words,
             "distribution": loss.distribution,
-            "loss_scale": likelihood.loss_scale if likelihood else None,
+            "loss_scale": loss.likelihood.loss_scale if loss.likelihood else None,
             "seed": seed,
         },
     )
