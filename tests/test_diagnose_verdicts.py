@@ -39,13 +39,7 @@ def judged(module, num_examples=64):
     return diagnose(module, data, num_examples=num_examples)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name == "bn_ff" else [])
-        for name in NETS
-    ],
-)
+@pytest.mark.parametrize("name", NETS)
 def test_fully_connected_nets_of_depth_50_have_the_pathology_of_the_theory(name):
     found = judged(net(name, width=128))
     assert set(found.pathologies) == EXPECTED[name]

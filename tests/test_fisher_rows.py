@@ -239,3 +239,67 @@ def test_a_constant_channel_before_a_norm_has_a_gradient_by_the_root_of_eps():
     assert float(fixed.running_var[0]) < 1e-30
     expected = explicit_fisher(nn.Sequential(net[0], fixed, net[2]), x, norm_mode=None)
     assert_measured(net, x, expected, norm_mode="frozen")
+
+
+def rounded_otherwise(h):
+    """As kernels may do it for several rows: each number one rounding off."""
+    return h * (1 + torch.finfo(h.dtype).eps) if len(h) > 1 else h
+
+
+def multiplied(h):
+    """Double what is small, twenty times (a logistic map): by a million."""
+    h = h.sin()
+    for _ in range(20):
+        h = 1 - 2 * h.square()
+    return h
+
+
+DEEP = {
+    "alone": lambda: Computed(
+        lambda m, h: multiplied(rounded_otherwise(h) * m.weight) + m.bias
+    ),
+    "coupled": lambda: Computed(
+        lambda m, h: multiplied(rounded_otherwise(h) * m.weight + 0.01 * h.mean(0))
+    ),
+    "coupled behind": lambda: Computed(
+        lambda m, h: multiplied(rounded_otherwise(h) * m.weight) - 0.01 * h.mean(0)
+    ),
+}
+
+
+def single(make, num_rows=6):
+    net, x = made(make, num_rows)
+    return net.float(), x.float()
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_rounding_that_a_network_multiplies_is_told_from_rows_that_are_coupled(name):
+    found = fisher_spectrum(*single(DEEP[name]), num_eigenvalues=0)
+    assert found.coupled == (name != "alone")
+
+
+def test_what_rounds_otherwise_and_runs_in_single_precision_alone_is_measured():
+    class Single(nn.Linear):
+        def forward(self, x):
+            assert x.dtype == torch.float32
+            return super().forward(x * (1 + 4e-4 * (len(x) > 1)))
+
+    torch.manual_seed(0)
+    net, x = Single(4, 3), torch.randn(6, 4)
+    assert not fisher_spectrum(net, x, num_eigenvalues=0).coupled
+
+
+@pytest.mark.parametrize("name", [*COUPLED, *BY_HAND, *ONLY_SEEM])
+def test_rows_are_coupled_in_single_precision_where_they_are_in_double(name):
+    make = (COUPLED | BY_HAND | ONLY_SEEM)[name]
+    found = fisher_spectrum(*single(make), norm_mode="eval", num_eigenvalues=0)
+    assert found.coupled == (name not in ONLY_SEEM)
+
+
+@pytest.mark.parametrize("share", [0.01, 1e-3])
+def test_weakly_coupled_rows_are_measured_together(share):
+    net, x = made(lambda: Computed(lambda m, h: h - share * m.weight * h.mean(0)), 5)
+    expected = explicit_fisher(net, x, norm_mode=None)
+    found = fisher_spectrum(net.float(), x.float(), num_eigenvalues=0)
+    assert found.coupled
+    assert found.trace == pytest.approx(float(expected.trace()), rel=1e-5)

@@ -20,7 +20,7 @@ from lit_resnorm.measures.fisher.network import Network
 from lit_resnorm.measures.fisher.options import FisherOptions
 from lit_resnorm.measures.fisher.parameter_uses import ConvolutionUse
 from lit_resnorm.measures.fisher.products import Products
-from lit_resnorm.measures.fisher.recording import UseRecorder
+from lit_resnorm.measures.fisher.recording import UseRecorder, recorded_pass
 from lit_resnorm.measures.fisher.recording_check import examine, structure_of
 from lit_resnorm.measures.fisher.shards import Shards
 from lit_resnorm.measures.fisher.sweep import MissedNormError, Sweep
@@ -209,14 +209,7 @@ class _FirstPasses:
             self.run(lambda: self.network(self.x), empty=self.empty)
 
     def _recorded(self, x: Any, *, scout: bool = False) -> tuple[UseRecorder, Tensor]:
-        recorder = UseRecorder(self.network.parameters)
-
-        def recorded() -> Tensor:
-            with recorder:
-                return self.network(x)
-
-        output = self.run(recorded, empty=self.empty, scout=scout)
-        return recorder, output
+        return recorded_pass(self.network, self.run, x, empty=self.empty, scout=scout)
 
     def _check_dependent(self, output: Tensor) -> None:
         """Refuse a network none of whose outputs depends on a parameter.

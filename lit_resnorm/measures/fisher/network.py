@@ -9,13 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from lit_resnorm.measures.passes.batch_norms import HALF_PRECISION
-from lit_resnorm.measures.passes.batches import Forward, mapped, take_rows
+from lit_resnorm.measures.passes.batches import Forward, mapped
 from lit_resnorm.measures.passes.forward_walk import refuse_torchscript
 from lit_resnorm.measures.passes.functional_calls import with_weights
 
 
 class Network:
     """A model with its trainable parameters, in at least single precision.
+
+    Args:
+        model: Any module.
+        forward: How it is applied, `(model, x) -> output`.
+        double: Whether to run in double precision, with copies of the model's tensors.
 
     Attributes:
         model: The model itself.
@@ -27,9 +32,13 @@ class Network:
             TorchScript's.
     """
 
-    def __init__(self, model: nn.Module, forward: Forward) -> None:
+    def __init__(
+        self, model: nn.Module, forward: Forward, *, double: bool = False
+    ) -> None:
         self.model = model
         self._forward = forward
+        self._narrow = (*HALF_PRECISION, torch.float32) if double else HALF_PRECISION
+        self._wide = torch.float64 if double else torch.float32
         check_readable(model)
         own = dict(model.named_parameters())
         self.parameters = {n: p for n, p in own.items() if p.requires_grad}
@@ -39,12 +48,14 @@ class Network:
                 f" ({len(own)} frozen): its Fisher matrix is empty"
             )
         self._stand_ins: dict[str, Tensor] = {}
-        if any(p.dtype in HALF_PRECISION for p in own.values()):
+        if any(p.dtype in self._narrow for p in own.values()):
             everything = {**own, **dict(model.named_buffers())}
             self._stand_ins = {
-                name: tensor.detach().float().requires_grad_(tensor.requires_grad)
+                name: self._widened(tensor.detach()).requires_grad_(
+                    tensor.requires_grad
+                )
                 for name, tensor in everything.items()
-                if tensor.dtype in HALF_PRECISION
+                if tensor.dtype in self._narrow
             }
             self.parameters = {
                 n: self._stand_ins.get(n, p) for n, p in self.parameters.items()
@@ -83,7 +94,7 @@ class Network:
             ValueError: If the output is not one floating-point tensor.
         """
         if self._stand_ins:
-            x = mapped(_widen, x)
+            x = mapped(self._widened, x)
         with with_weights(self.model, {**self._stand_ins, **(parameters or {})}):
             output = self._forward(self.model, x)
         if not isinstance(output, Tensor) or not output.is_floating_point():
@@ -99,9 +110,13 @@ class Network:
             )
         return output if output.ndim > 1 else output.reshape(-1, 1)
 
-    def rows(self, x: Any, rows: slice) -> Any:
-        """Return some rows of a batch."""
-        return take_rows(x, rows)
+    def in_double_precision(self) -> Network:
+        """Return the same function of copies of its tensors in float64."""
+        return Network(self.model, self._forward, double=True)
+
+    def _widened(self, leaf: Any) -> Any:
+        narrow = isinstance(leaf, Tensor) and leaf.dtype in self._narrow
+        return leaf.to(self._wide) if narrow else leaf
 
 
 def check_readable(model: nn.Module) -> None:
@@ -117,11 +132,3 @@ def check_readable(model: nn.Module) -> None:
                 f"parameter {name!r} is of {parameter.dtype}; a Fisher matrix is of"
                 " real parameters: keep real and imaginary parts apart"
             )
-
-
-def _widen(leaf: Any) -> Any:
-    return (
-        leaf.float()
-        if isinstance(leaf, Tensor) and leaf.dtype in HALF_PRECISION
-        else leaf
-    )

@@ -69,10 +69,14 @@ class Products:
         """Return the products with a block of dual vectors, float64."""
         return torch.stack([self._product(u) for u in dual_DB.unbind(1)], dim=1)
 
-    def squared_length(self, dual_D: Tensor) -> Tensor:
-        r"""Return :math:`|J^\top R u|^2`, summed over ranks' parts of u, float64."""
+    def squared_lengths(self, dual_D: Tensor) -> dict[str, Tensor]:
+        r"""Return each parameter's part of :math:`|J^\top R u|^2`, float64.
+
+        Of this rank's part of u.
+        """
         grads = self._back(dual_D)
-        return torch.stack([g.square().sum(dtype=torch.float64) for g in grads]).sum()
+        squares = [grad.square().sum(dtype=torch.float64) for grad in grads]
+        return dict(zip(self._parameters(), squares, strict=True))
 
     def __post_init__(self) -> None:
         twice, forward = self._reverse_mode, self._forward_mode

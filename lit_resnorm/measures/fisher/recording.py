@@ -14,7 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from lit_resnorm.measures.fisher.function_uses import HANDLERS, Function, RecordedUse
+from lit_resnorm.measures.fisher.network import Network
 from lit_resnorm.measures.fisher.parameter_uses import Use
+from lit_resnorm.measures.passes.untouched import Passes
 
 
 @cache
@@ -99,3 +101,23 @@ class UseRecorder(TorchFunctionMode):
             for leaf in pytree.tree_leaves(values)
             if id(leaf) in self._names
         ]
+
+
+def recorded_pass(
+    network: Network, run: Passes, x: Any, **how: bool
+) -> tuple[UseRecorder, Tensor]:
+    """Return what a pass on some rows found, and its output.
+
+    Args:
+        network: What is measured.
+        run: Runner of forward passes.
+        x: The rows.
+        **how: Options of the runner.
+    """
+    recorder = UseRecorder(network.parameters)
+
+    def recorded() -> Tensor:
+        with recorder:
+            return network(x)
+
+    return recorder, run(recorded, **how)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from lit_resnorm.measures.fisher.parameter_uses import (
     Use,
     outer_rows,
 )
-from lit_resnorm.measures.fisher.recording import UseRecorder
+from lit_resnorm.measures.fisher.recording import UseRecorder, recorded_pass
 from lit_resnorm.measures.fisher.shards import Shards
 from lit_resnorm.measures.passes.batches import leaves, num_rows, take_rows
 from lit_resnorm.measures.passes.random_states import RandomStates
@@ -34,6 +34,8 @@ from lit_resnorm.measures.passes.untouched import Passes
 
 _TOGETHER = 4
 """Rows that run together, to see whether they depend on each other."""
+
+_DOUBLE = torch.finfo(torch.float64).eps
 
 
 def examine(
@@ -59,15 +61,16 @@ def examine(
     with _single_precision():
         direct = _gradients(output, parameters, seed)
         found = _unexplained(network, recorder, output, seed, direct)
-        separable, coupled = True, False
+        among = _Among(True, False)
         if num_rows(x) > 1 and run.norm_mode != "train":
-            separable, coupled = _examine_among_others(
-                network, run, x, (recorder, output, seed), direct
-            )
+            row = _RecordedRow(network, recorder, output, seed, direct)
+            among = _among_others(row, run, x)
     # Parameters in the order of the network: all ranks have the same.
     sizes = torch.stack([grad.norm().double() for grad in direct])
     dead = not bool(((sizes > 0) & sizes.isfinite()).all())
-    flags = seed.new_tensor([*found, not separable, coupled, dead], dtype=torch.float64)
+    flags = seed.new_tensor(
+        [*found, not among.separable, among.coupled, dead], dtype=torch.float64
+    )
     if not shards.alone:
         flags = shards.reduce(flags)
     *unexplained, mixed, coupled, dead = flags.bool().tolist()
@@ -117,62 +120,118 @@ def _unexplained(
             sizes[name] += part
     return [
         name not in recorder.general
-        and _beyond_rounding(grad.flatten(), by_uses[name], sizes[name], 0.5)
+        and _beyond_rounding(
+            grad.flatten(),
+            by_uses[name],
+            sizes[name],
+            torch.finfo(grad.dtype).eps ** 0.5,
+        )
         for name, grad in zip(network.parameters, direct, strict=True)
     ]
 
 
-def _examine_among_others(
-    network: Network,
-    run: Passes,
-    x: Any,
-    first: tuple[UseRecorder, Tensor, Tensor],
-    direct: Sequence[Tensor],
-) -> tuple[bool, bool]:
-    """Return whether rows can be told apart in uses, and whether they are coupled.
+@dataclass(frozen=True)
+class _RecordedRow:
+    """A recorded pass of a network on one row.
 
-    The first row runs with the next three, as the second of them: it may depend on
-    rows before it or after it, and reversed it would be in another place. Rounding
-    differs between one row and several and grows on its way through a network, so that
-    only a quarter of the digits must agree.
+    Attributes:
+        network: Which network.
+        recorder: What the pass found.
+        output: Its output.
+        seed: What the output is multiplied by for gradients.
+        direct: Gradients of the parameters.
     """
-    recorder, output, seed = first
+
+    network: Network
+    recorder: UseRecorder
+    output: Tensor
+    seed: Tensor
+    direct: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class _Among:
+    """What a row shows among others.
+
+    Attributes:
+        separable: Whether rows can be told apart in uses.
+        coupled: Whether they depend on each other.
+    """
+
+    separable: bool
+    coupled: bool
+
+
+def _among_others(row: _RecordedRow, run: Passes, x: Any) -> _Among:
+    """Return what the first row shows among others.
+
+    Rounding differs between one row and several, and a deep network multiplies it, by a
+    hundred thousand in fifty layers of batch norm: what is not alike to half of the
+    digits of single precision is judged in double precision, by a quarter of those.
+    """
+    if row.network.eps <= _DOUBLE:
+        return _as_second_of_several(row, run, x, row.network.eps**0.25)
+    among = _as_second_of_several(row, run, x, row.network.eps**0.5)
+    if among.separable and not among.coupled:
+        return among
+    try:
+        return _as_second_of_several(
+            _in_double_precision(row, run, x), run, x, _DOUBLE**0.25
+        )
+    except Exception:
+        # Not every network runs in double precision, and each says so in its own way:
+        # then only a quarter of the digits must agree.
+        return _as_second_of_several(row, run, x, row.network.eps**0.25)
+
+
+def _in_double_precision(row: _RecordedRow, run: Passes, x: Any) -> _RecordedRow:
+    network = row.network.in_double_precision()
+    recorder, output = recorded_pass(network, run, take_rows(x, slice(0, 1)))
+    seed = row.seed.double()
+    direct = _gradients(output, list(network.parameters.values()), seed)
+    return _RecordedRow(network, recorder, output, seed, direct)
+
+
+def _as_second_of_several(
+    row: _RecordedRow, run: Passes, x: Any, bound: float
+) -> _Among:
+    """Return what the row shows as the second of several, up to a relative bound.
+
+    It may depend on rows before it or after it, and reversed it would be in another
+    place.
+    """
+    network, output = row.network, row.output
     num = min(num_rows(x), _TOGETHER)
-    of_several = UseRecorder(network.parameters)
     several = take_rows(x, torch.tensor([1, 0, *range(2, _TOGETHER)][:num]))
     states = RandomStates.now()
-
-    def recorded() -> Tensor:
-        with of_several:
-            return network(several)
-
-    outputs = run(recorded)
+    recorder, outputs = recorded_pass(network, run, several)
     if states.moved():
-        return True, False  # a network that draws is no function of its rows
+        return _Among(True, False)  # a network that draws is no function of its rows
     if outputs.shape != (num * len(output), *output.shape[1:]):
-        return False, True
+        return _Among(False, True)
     own = slice(len(output), 2 * len(output))
     seeds = torch.zeros_like(outputs)
-    seeds[own] = seed
+    seeds[own] = row.seed
     grads = _gradients(outputs, list(network.parameters.values()), seeds)
-    coupled = _beyond_rounding(outputs[own], output, output, 0.25)
+    coupled = _beyond_rounding(outputs[own], output, output, bound)
     coupled |= _beyond_rounding(
-        _flattened(grads), _flattened(direct), _flattened(direct), 0.25
+        _flattened(grads), _flattened(row.direct), _flattened(row.direct), bound
     )
-    if [use.names for use in of_several.uses] != [use.names for use in recorder.uses]:
-        return False, coupled
-    if any(not use.separable or use.shape[0] != num for use in of_several.uses):
-        return False, coupled
+    uses = recorder.uses
+    if [use.names for use in uses] != [use.names for use in row.recorder.uses]:
+        return _Among(False, coupled)
+    if any(not use.separable or use.shape[0] != num for use in uses):
+        return _Among(False, coupled)
     # The first row's gradients, while the others have some too.
-    alone = _use_gradients(recorder, output, seed)
-    together = _use_gradients(of_several, outputs, torch.cat([seed] * num))
-    for place, use in enumerate(recorder.uses):
-        row = use.rows(alone[place], 1)[0]
-        found = _second_row(of_several.uses[place], together[place], num)
+    alone = _use_gradients(row.recorder, output, row.seed)
+    together = _use_gradients(recorder, outputs, torch.cat([row.seed] * num))
+    for place, use in enumerate(row.recorder.uses):
+        expected = use.rows(alone[place], 1)[0]
+        found = _second_row(uses[place], together[place], num)
         sized, grad = _sized(use, alone[place])
-        if _beyond_rounding(found, row, sized.rows(grad, 1)[0], 0.25):
-            return False, coupled
-    return True, coupled
+        if _beyond_rounding(found, expected, sized.rows(grad, 1)[0], bound):
+            return _Among(False, coupled)
+    return _Among(True, coupled)
 
 
 def _second_row(use: Use, grad: Tensor, num_rows: int) -> Tensor:
@@ -206,11 +265,11 @@ def _sized(use: Use, grad: Tensor) -> tuple[Use, Tensor]:
 
 
 def _beyond_rounding(
-    found: Tensor, expected: Tensor, sizes: Tensor, power: float
+    found: Tensor, expected: Tensor, sizes: Tensor, bound: float
 ) -> bool:
     # NaN is apart from nothing: it is measured as it is.
-    bound = torch.finfo(found.dtype).eps ** power * sizes.detach().norm()
-    return bool((found.detach() - expected.detach()).norm() > bound)
+    apart = (found.detach() - expected.detach()).norm()
+    return bool(apart > bound * sizes.detach().norm())
 
 
 def _random_gradient(output: Tensor) -> Tensor:

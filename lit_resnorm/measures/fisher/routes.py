@@ -64,10 +64,11 @@ def block_traces(
         for block in blocks
     }
     if measured.coupled:
-        for block in blocks:
-            lengths = measured.products(block.names)
-            for unit_D in measured.units().unbind(1):
-                sums[block] += lengths.squared_length(unit_D)
+        lengths = measured.products(_names_of_blocks(blocks))
+        for unit_D in measured.units().unbind(1):
+            squares = lengths.squared_lengths(unit_D)
+            for block in blocks:
+                sums[block] += torch.stack([squares[n] for n in block.names]).sum()
     else:
 
         def add(block: ParameterBlock, left: Leavings) -> None:
