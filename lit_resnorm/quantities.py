@@ -55,6 +55,12 @@ PATHOLOGIES = (
 )
 """What may go wrong with depth, as `moments/pathology` logs it."""
 
+OPTIMIZER_KINDS = (
+    Code(0, "other"),
+    Code(1, "gradient descent"),
+)
+"""What a learning rate is judged by, as `fim/optimizer_kind` logs it."""
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -77,6 +83,7 @@ class Quantity:
         form: A `value` a step, or a `spectrum` or `table` of several.
         source: The paper or measure behind it.
         meaning: A sentence that defines it, for the probe's documentation.
+        advice: What to do by it, for `docs/values.md`; empty: nothing by itself.
     """
 
     name: str
@@ -92,6 +99,7 @@ class Quantity:
     form: Literal["value", "spectrum", "table"] = "value"
     source: str = ""
     meaning: str = ""
+    advice: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what can't be right."""

@@ -1,10 +1,13 @@
-"""What the probes of this package declare; run it to write that down for `compare`.
+"""What the probes of this package declare; run it to write that down.
 
-`lit-resnorm compare` reads the file where a run holds no declarations.
+`lit-resnorm compare` reads the file where a run holds no declarations; people read
+`docs/values.md`.
 """
 
 import json
 from importlib import resources
+
+import values_page
 
 from lit_resnorm.compare.shipped import FILE
 from lit_resnorm_callbacks import (
@@ -24,5 +27,17 @@ def rows():
     }
 
 
+def page():
+    return values_page.page(
+        {
+            f"`{probe.__name__}`": {
+                key: one.quantity for key, one in probe().declared().items()
+            }
+            for probe in PROBES
+        }
+    )
+
+
 if __name__ == "__main__":
     PATH.write_text(json.dumps(rows(), indent=1) + "\n", encoding="utf-8")
+    values_page.PATH.write_text(page(), encoding="utf-8")

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lit_resnorm import modules
+from lit_resnorm.explanations import reference
 from lit_resnorm.measures.fisher import fisher_spectrum
 from lit_resnorm.measures.passes.batches import network_output
 from lit_resnorm.measures.passes.untouched import identity
@@ -41,7 +42,7 @@ def test_logged_values_are_those_of_the_function_on_the_probe_batch():
     assert values["fim/lambda_max"] == pytest.approx(found.max, rel=1e-5)
     assert values["fim/trace"] == pytest.approx(found.trace, rel=1e-5)
     assert values["fim/lambda_mean"] == pytest.approx(found.mean, rel=1e-5)
-    assert values["fim/rate_bound"] == pytest.approx(2 / found.max, rel=1e-5)
+    assert values["fim/saturated"] == 0
     assert values["fim/rate"] == pytest.approx(1e-2)
     for rank in range(1, 11):
         expected = float(found.eigenvalues[rank - 1])
@@ -353,6 +354,34 @@ def test_one_warning_comes_when_the_rate_passes_its_bound(sgd):
         fit(FIMEigenvalueProbe(cadence=Cadence(1, at_end=False)), Fast(), steps=1)
     warned = [w for w in caught if "times its bound" in str(w.message)]
     assert len(warned) == int(sgd)
+    if sgd:
+        assert "more than any net here held out" in str(warned[0].message)
+        assert reference("rate_above_bound") in str(warned[0].message)
+
+
+def test_the_optimizers_kind_is_logged_and_only_gradient_descent_has_a_bound():
+    values, _ = fit(FIMEigenvalueProbe(), FunctionalNet())
+    assert values["fim/optimizer_kind"] == 0
+    assert values["fim/rate"] == pytest.approx(1e-2)
+    assert not {"fim/rate_bound", "fim/rate_ratio"} & values.keys()
+    net = FunctionalNet()
+    net.configure_optimizers = lambda: torch.optim.SGD(net.parameters(), 1e-2)
+    values, _ = fit(FIMEigenvalueProbe(), net)
+    assert values["fim/optimizer_kind"] == 1
+    assert values["fim/saturated"] == 0
+    ratio = values["fim/rate"] / values["fim/rate_bound"]
+    assert values["fim/rate_ratio"] == pytest.approx(float(ratio))
+
+
+def test_a_saturated_output_is_flagged_and_has_no_bound():
+    net = FunctionalNet()
+    net.configure_optimizers = lambda: torch.optim.SGD(net.parameters(), 1e-2)
+    with torch.no_grad():
+        net.head.bias[0] = 1e3
+    values, _ = fit(FIMEigenvalueProbe(cadence=Cadence(100, at_end=False)), net)
+    assert values["fim/lambda_max"] == 0
+    assert values["fim/saturated"] == 1
+    assert not {"fim/rate_bound", "fim/rate_ratio"} & values.keys()
 
 
 def test_the_probe_works_with_compiled_autocast_accumulated_and_frozen_modules():
@@ -417,8 +446,10 @@ def test_of_several_groups_the_largest_rate_counts():
     ]
     rate = largest_rate([torch.optim.SGD(groups, lr=1.0)], 4.0)
     assert rate == (0.3, 2 * 1.5 / 4.0, True)
+    assert rate.ratio == pytest.approx(0.3 / 0.75)
     adam = largest_rate([torch.optim.Adam(first.parameters(), lr=0.2)], 4.0)
-    assert adam == (0.2, 0.5, False)
+    assert adam == (0.2, None, False)
+    assert adam.ratio is None
     assert largest_rate([], 4.0) is None
 
 

@@ -1,15 +1,23 @@
 """What the packages export, and that it is imported only when it is used."""
 
+import ast
 import inspect
+import re
 import subprocess
 import sys
 from dataclasses import fields
 from importlib import import_module, util
+from pathlib import Path
 
 import pytest
+import shipped_quantities
+import values_page
 
+from lit_resnorm.explanations import EXPLANATIONS, reference
 from lit_resnorm.measures import FisherOptions, fisher_spectrum
 from lit_resnorm.measures.passes.untouched import identity
+
+ROOT = Path(__file__).resolve().parents[1]
 
 EXPORTED = {
     "lit_resnorm": [
@@ -114,3 +122,34 @@ def test_fisher_spectrum_takes_what_its_options_have_with_the_same_defaults():
     assert said.items() <= options.items()
     further = options.keys() - said.keys()
     assert all(f"`{name}`" in (fisher_spectrum.__doc__ or "") for name in further)
+
+
+def test_the_page_of_values_explains_each_value_and_each_finding():
+    text = values_page.PATH.read_text(encoding="utf-8")
+    assert text == shipped_quantities.page(), "run tests/shipped_quantities.py"
+    anchors = re.findall(r'<a id="([^"]+)">', text)
+    assert len({*anchors}) == len(anchors)
+    expected = {values_page.anchor(key) for key in shipped_quantities.rows()}
+    assert {*anchors} == expected | EXPLANATIONS.keys()
+    assert {*re.findall(r"\]\(#([^)]+)\)", text)} <= {*anchors}
+    assert reference("signal") == "docs/values.md#signal"
+
+
+def warnings_of_callbacks():
+    """Each call that warns, by its place."""
+    for path in sorted((ROOT / "callbacks/lit_resnorm_callbacks").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func).rpartition(".")[2]
+                if name in ("_warn_once", "rank_zero_warn"):
+                    yield f"{path.name}:{node.lineno}", ast.unparse(node)
+
+
+def test_every_warning_of_a_callback_says_where_it_is_explained():
+    found = dict(warnings_of_callbacks())
+    assert len(found) > 4
+    for place, call in found.items():
+        names = {*re.findall(r"['\"](\w+)['\"]", call)} & EXPLANATIONS.keys()
+        assert names or "reference(" in call or "{see}" in call, (
+            f"{place}: name an entry of lit_resnorm/explanations.py"
+        )

@@ -37,6 +37,8 @@ class ActivationRateMonitor(Probe):
             scale="linear",
             panel="mean rate",
             meaning="Mean of the rates over sites.",
+            advice="Near 0.5 at a usual initialisation; training moves it to 0.1 to"
+            " 0.5.",
         ),
         Quantity(
             "rate/<site>",
@@ -44,6 +46,8 @@ class ActivationRateMonitor(Probe):
             scale="linear",
             meaning="Share of (example, position, unit) with a positive preactivation,"
             " in [0, 1]; 0.5 at a usual initialisation.",
+            advice="Near 0: most units are off, see dead_units; near 1: the layer is"
+            " nearly linear, so lower its bias.",
         ),
         Quantity(
             "dead/<site>",
@@ -54,6 +58,8 @@ class ActivationRateMonitor(Probe):
             over_sites="mean",
             panel="dead units by site",
             meaning="Share of units that are on for no example of any rank.",
+            advice="Half and more in training: see dead_units; nine tenths at the"
+            " start: see dead_layers.",
         ),
         Quantity(
             "always_on/<site>",
@@ -61,6 +67,8 @@ class ActivationRateMonitor(Probe):
             unit="share",
             scale="linear",
             meaning="Share of units that are on for every example.",
+            advice="Near 1: the layer is linear on these examples; normalise before"
+            " it, or lower its bias.",
         ),
     )
 

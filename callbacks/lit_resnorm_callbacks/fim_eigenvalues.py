@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
+from lit_resnorm.explanations import SATURATED, ratio_in_words
 from lit_resnorm.measures.fisher import (
     Examinations,
     FisherOptions,
@@ -23,7 +24,7 @@ from lit_resnorm.measures.passes.batch_dim import as_given, targets_first
 from lit_resnorm.measures.passes.batches import num_rows, take_rows, targets_of
 from lit_resnorm.measures.passes.untouched import Reduce, identity, untouched
 from lit_resnorm.measures.rates import largest_rate
-from lit_resnorm.quantities import Quantity
+from lit_resnorm.quantities import OPTIMIZER_KINDS, Quantity
 from lit_resnorm_callbacks.probe.probe import Batch, Cadence, Probe
 from lit_resnorm_callbacks.probe.training_loss import NotComparableError, trained_loss
 
@@ -41,7 +42,7 @@ class FIMEigenvalueProbe(Probe):
     give them, the eigenvectors of one measurement start the next.
 
     One warning comes when the largest learning rate in use passes its bound (SGD in
-    all its forms; never for adaptive optimizers, whose gradients are rescaled).
+    all its forms; other optimizers rescale their gradients, and have none).
 
     With `norm_mode="train"` examples are coupled, and names begin with `fim_batch`.
 
@@ -82,7 +83,10 @@ class FIMEigenvalueProbe(Probe):
             scale="log",
             panel="rate over its bound",
             source=_RATE,
-            meaning="Largest learning rate in use over its bound.",
+            meaning="Largest learning rate in use over its bound; where no bound"
+            " applies it is left out.",
+            advice="Above 1 see rate_above_bound; below 0.001 the rate hardly moves the"
+            " weights.",
         ),
         Quantity(
             "lambda_max",
@@ -92,6 +96,8 @@ class FIMEigenvalueProbe(Probe):
             headline=True,
             heading="lambda_max",
             meaning="Largest eigenvalue, in units of the loss.",
+            advice="Grows to 2 / rate and stays there: training is at the edge of"
+            " stability. 0: see saturated.",
         ),
         Quantity(
             "rate_bound",
@@ -101,8 +107,10 @@ class FIMEigenvalueProbe(Probe):
             heading="rate bound",
             panel="rate and its bound",
             source=_RATE,
-            meaning="Rate above which the optimizer diverges on a quadratic of this"
-            " curvature: 2 / lambda_max, and by momentum, dampening and decay.",
+            meaning="Rate above which gradient descent diverges on a quadratic of this"
+            " curvature: 2 / lambda_max, and by momentum, dampening and decay. Left out"
+            " where the output is saturated, and of other optimizers.",
+            advice="A rate to begin with, for gradient descent.",
         ),
         Quantity(
             "rate",
@@ -112,11 +120,29 @@ class FIMEigenvalueProbe(Probe):
             meaning="Largest learning rate in use.",
         ),
         Quantity(
+            "optimizer_kind",
+            "kind of the optimizer",
+            scale="linear",
+            codes=OPTIMIZER_KINDS,
+            meaning="What the rate is judged by: 1 gradient descent, with or without"
+            " momentum, by its bound; 0 any other, whose rate is not judged.",
+            advice="Where it is 0 see rate_not_judged.",
+        ),
+        Quantity(
+            "saturated",
+            "saturated output",
+            scale="linear",
+            meaning="1 where lambda_max is below 1e-8: the output doesn't change with"
+            " the weights, and there is no bound; else 0.",
+            advice="See saturated.",
+        ),
+        Quantity(
             "lambda_mean",
             "mean eigenvalue",
             unit="loss",
             scale="log",
             meaning="Mean over all P eigenvalues, trace / P.",
+            advice="Compare it between initialisations and depths.",
         ),
         Quantity(
             "trace",
@@ -124,6 +150,7 @@ class FIMEigenvalueProbe(Probe):
             unit="loss",
             scale="log",
             meaning="Sum of the eigenvalues.",
+            advice="Compare it between initialisations and depths.",
         ),
         Quantity(
             "top/<rank>",
@@ -131,6 +158,7 @@ class FIMEigenvalueProbe(Probe):
             unit="loss",
             scale="log",
             meaning="Largest, second, ... eigenvalue, 01 up to 10.",
+            advice="C - 1 of them far above the rest are usual with C classes.",
         ),
         Quantity(
             "lambda_max/residual",
@@ -138,6 +166,7 @@ class FIMEigenvalueProbe(Probe):
             unit="loss",
             scale="log",
             meaning="Norm of F v - lambda_max v, where iterations gave it.",
+            advice="Above 0.01 of lambda_max: lower tol.",
         ),
         Quantity(
             "lambda_max/<site>",
@@ -145,6 +174,8 @@ class FIMEigenvalueProbe(Probe):
             unit="loss",
             scale="log",
             meaning="Largest eigenvalue of a layer's own block.",
+            advice="The layer with the largest sets the bound: scale it, or give it a"
+            " rate of its own.",
         ),
         Quantity(
             "trace/<site>",
@@ -152,6 +183,7 @@ class FIMEigenvalueProbe(Probe):
             unit="loss",
             scale="log",
             meaning="Trace of a layer's own block.",
+            advice="Likewise.",
         ),
         Quantity(
             "spectrum",
@@ -323,22 +355,29 @@ class FIMEigenvalueProbe(Probe):
         )
 
     def _rates(self, module: LightningModule, lambda_max: float) -> dict[str, float]:
+        """Return the rate in use and, where the curvature bounds it, its bound."""
         trainer = module._trainer
         optimizers = [] if trainer is None else trainer.optimizers
+        saturated = lambda_max < SATURATED
+        values = {"saturated": float(saturated)}
         rate = largest_rate(optimizers, lambda_max)
         if rate is None:
-            return {"rate_bound": 2 / lambda_max if lambda_max else float("inf")}
-        ratio = rate.value / rate.bound if rate.bound else float("inf")
-        if rate.binding and ratio > 1:
+            return values if saturated else {**values, "rate_bound": 2 / lambda_max}
+        values["optimizer_kind"] = float(rate.is_descent)
+        if saturated or rate.bound is None or rate.ratio is None:
+            return {**values, "rate": rate.value}
+        if rate.ratio > 1:
             self._warn_once(
                 "rate",
                 f"the learning rate {rate.value:.3g} is"
-                f" {ratio:.3g} times its bound {rate.bound:.3g}, above which the"
+                f" {rate.ratio:.3g} times its bound {rate.bound:.3g}, above which the"
                 " optimizer diverges on a quadratic of the measured curvature"
-                f" (lambda_max {lambda_max:.3g})",
+                f" (lambda_max {lambda_max:.3g}); {ratio_in_words(rate.ratio)}",
+                "rate_above_bound",
             )
         return {
+            **values,
             "rate_bound": rate.bound,
             "rate": rate.value,
-            "rate_ratio": ratio,
+            "rate_ratio": rate.ratio,
         }

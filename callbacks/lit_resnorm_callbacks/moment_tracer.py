@@ -73,6 +73,7 @@ class MomentTracer(Probe):
             panel="effective rank by site",
             source=_LABATIE,
             meaning="Effective rank of the channels; 1 where examples lie on a line.",
+            advice="Falls to 1 with depth: see signal.",
         ),
         Quantity(
             "sensitivity/<site>",
@@ -81,23 +82,29 @@ class MomentTracer(Probe):
             panel="sensitivity by site",
             source=_LABATIE,
             meaning="Chi, noise over signal, 1 at the input.",
+            advice="Grows exponentially with depth: see noise.",
         ),
         Quantity(
             "mu2/<site>",
             "variance",
             scale="log",
             meaning="Variance about each channel's mean.",
+            advice="Falls against nu2: the examples collapse, see signal.",
         ),
         Quantity(
             "nu2/<site>",
             "mean square",
             scale="log",
             meaning="Mean square.",
+            advice="Grows or shrinks exponentially: see exploding_activations,"
+            " vanishing_activations.",
         ),
         Quantity(
             "mu4/<site>",
             "fourth central moment",
             meaning="Fourth central moment, at norms.",
+            advice="3 times mu2 squared for a Gaussian; far above, few values carry"
+            " the power.",
         ),
         Quantity(
             "nu1/<site>",
@@ -108,22 +115,26 @@ class MomentTracer(Probe):
             "delta_bn/<site>",
             "growth of chi over a norm",
             meaning="Growth of chi from before the weights to after a norm.",
+            advice="Above 1 at every norm: noise grows exponentially, see noise.",
         ),
         Quantity(
             "delta_phi/<site>",
             "growth of chi over an activation",
             meaning="Growth of chi over an activation.",
+            advice="Likewise.",
         ),
         Quantity(
             "noise_power/<site>",
             "mean square of the noise",
             scale="log",
             meaning="Mean square of a noise that enters as strong as the signal.",
+            advice="Its ratio to mu2 is the square of the sensitivity.",
         ),
         Quantity(
             "identity_deviation/<site>",
             "branch over skip",
             meaning="Norm of the branch over that of the skip.",
+            advice="Far below 1 a block hardly acts; far above, the skip is lost.",
         ),
         Quantity(
             "branch_share/<site>",
@@ -131,6 +142,8 @@ class MomentTracer(Probe):
             scale="linear",
             panel="share of the branch by site",
             meaning="Share of a branch in the variance of an addition.",
+            advice="1/2 at every block doubles the power with each: normalise or"
+            " scale the branch. 1/(l+1) is what batch norm gives block l.",
         ),
         Quantity(
             "pathology",
@@ -141,6 +154,7 @@ class MomentTracer(Probe):
             source=_LABATIE,
             meaning="0 none, 1 signal collapsed, 2 noise explodes, -1 undetermined,"
             " as with fewer than 8 layers; in words in summary.json.",
+            advice="See signal, noise, undetermined.",
         ),
         Quantity(
             "log_slope",
@@ -148,12 +162,14 @@ class MomentTracer(Probe):
             scale="linear",
             panel="growth of the sensitivity",
             meaning="Growth of log chi a layer (from 8 layers on, as the next three).",
+            advice="0.12 and more is an explosion where the fit is good: see noise.",
         ),
         Quantity(
             "log_goodness",
             "fit of exponential growth",
             scale="linear",
             meaning="Share of the variance of log chi that a straight line explains.",
+            advice="Below 0.8 the growth is no exponential.",
         ),
         Quantity(
             "power_exponent",
@@ -162,12 +178,15 @@ class MomentTracer(Probe):
             headline=True,
             panel="growth of the sensitivity",
             meaning="Growth of log chi against log depth.",
+            advice="About 0.65 in residual nets with batch norm; the larger, the"
+            " faster noise grows.",
         ),
         Quantity(
             "power_goodness",
             "fit of growth as a power",
             scale="linear",
             meaning="Share of the variance that this line explains.",
+            advice="Below 0.8 the growth is no power of depth.",
         ),
     )
 
@@ -285,6 +304,7 @@ class MomentTracer(Probe):
                 reason,
                 f"{reason} can't be differentiated forward; noise that"
                 " depends on it is NaN, the rest is measured",
+                "noise_without_rule",
             )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from lit_resnorm.compare.columns import stage_series, told
 from lit_resnorm.compare.divergence import broken_loss, run_has_diverged, training_loss
 from lit_resnorm.compare.recorded import Recorded, Series
+from lit_resnorm.explanations import SATURATED
 
 LABATIE = "Labatie 2019, arXiv 1811.03087"
 FURUSHO = "Furusho & Ikeda 2020, doi 10.1017/ATSIP.2020.7"
@@ -25,10 +26,6 @@ DEAD_IN_TRAINING = 0.5
 
 OVERFIT = 0.5
 """Generalization gap, in units of the loss, from which on it is named."""
-
-
-SATURATED = 1e-8
-"""A Fisher matrix whose largest eigenvalue is less tells of a saturated output."""
 
 
 @dataclass(frozen=True)

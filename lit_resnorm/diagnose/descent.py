@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from lit_resnorm.measures.passes.untouched import untouched
-from lit_resnorm.measures.rates import rate_bound
+from lit_resnorm.measures.rates import is_descent, rate_bound
 
 _PEAKS = ("lr", "initial_lr", "max_lr")
 """A schedule that warms up begins below the rate that it was given."""
@@ -41,10 +42,11 @@ class Descent:
 
     def bound(self, lambda_max: float) -> float:
         """Return the rate bound at a curvature."""
-        like = self.optimizer
-        if like is None:
-            like = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-        return rate_bound(like, self.group, lambda_max)
+        like, group = self.optimizer, self.group
+        if like is None or not self.binding:
+            like, group = torch.optim.SGD([torch.zeros(1)], lr=1.0), _PLAIN_DESCENT
+        bound = rate_bound(like, group, lambda_max)
+        return math.inf if bound is None else bound
 
 
 _PLAIN_DESCENT = {
@@ -87,7 +89,7 @@ def descent_of(
         for own, each in zip(groups, rates, strict=True)
         for parameter in own["params"]
     }
-    binding = isinstance(optimizer, torch.optim.SGD)
+    binding = is_descent(optimizer)
     return (
         Descent(
             group=group,

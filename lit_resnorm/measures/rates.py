@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -14,14 +15,21 @@ class Rate(NamedTuple):
 
     Attributes:
         value: The rate.
-        bound: Above it the optimizer diverges on a quadratic of this curvature.
-        binding: Whether the bound is this optimizer's own; an adaptive one rescales its
-            gradients, and the bound is that of plain gradient descent.
+        bound: Above it the optimizer diverges on a quadratic of this curvature; None
+            where the curvature bounds no rate of this optimizer.
+        is_descent: Whether the optimizer steps along its gradients.
     """
 
     value: float
-    bound: float
-    binding: bool
+    bound: float | None
+    is_descent: bool
+
+    @property
+    def ratio(self) -> float | None:
+        """The rate over its bound; None where there is none."""
+        if self.bound is None:
+            return None
+        return self.value / self.bound if self.bound else math.inf
 
 
 def largest_rate(optimizers: Iterable[Optimizer], lambda_max: float) -> Rate | None:
@@ -32,18 +40,36 @@ def largest_rate(optimizers: Iterable[Optimizer], lambda_max: float) -> Rate | N
         lambda_max: Largest eigenvalue of the loss's curvature.
 
     Returns:
-        None where there is no optimizer.
+        None where there is no optimizer. Of equal rates the one with a bound, and of
+        these the one with the lowest.
     """
     rates = [
-        Rate(float(group["lr"]), rate_bound(optimizer, group, lambda_max), plain)
+        Rate(
+            float(group["lr"]),
+            rate_bound(optimizer, group, lambda_max),
+            is_descent(optimizer),
+        )
         for optimizer in optimizers
-        for plain in (isinstance(optimizer, torch.optim.SGD),)
         for group in optimizer.param_groups
     ]
-    return max(rates, key=lambda rate: (rate.value, -rate.bound), default=None)
+
+    def weight(rate: Rate) -> tuple[float, float]:
+        return rate.value, -math.inf if rate.bound is None else -rate.bound
+
+    return max(rates, key=weight, default=None)
 
 
-def rate_bound(optimizer: Optimizer, group: dict[str, Any], lambda_max: float) -> float:
+def is_descent(optimizer: Optimizer) -> bool:
+    """Say whether an optimizer steps along its gradients, as `torch.optim.SGD` does.
+
+    Any other rescales them, so that the curvature bounds no rate of its own.
+    """
+    return isinstance(optimizer, torch.optim.SGD)
+
+
+def rate_bound(
+    optimizer: Optimizer, group: dict[str, Any], lambda_max: float
+) -> float | None:
     r"""Return the rate above which an optimizer diverges on a quadratic.
 
     With momentum :math:`\mu`, dampening d and L2 decay w that joins the gradient:
@@ -56,17 +82,20 @@ def rate_bound(optimizer: Optimizer, group: dict[str, Any], lambda_max: float) -
     roots of the two-step recursion; Nesterov's bound is the lowest of the three.
 
     Args:
-        optimizer: `torch.optim.SGD`; any other gets the bound :math:`2 / \lambda`.
+        optimizer: `torch.optim.SGD`; any other rescales its gradients.
         group: The parameter group.
         lambda_max: Largest eigenvalue.
+
+    Returns:
+        None where none applies: of another optimizer, or without curvature.
     """
-    if not isinstance(optimizer, torch.optim.SGD):
-        return 2 / lambda_max if lambda_max else float("inf")
+    if not is_descent(optimizer):
+        return None
     curvature = lambda_max + float(group["weight_decay"])
     if group.get("maximize"):
         return 0.0
     if not curvature:
-        return float("inf")
+        return None
     momentum, dampening = float(group["momentum"]), float(group["dampening"])
     if not momentum:
         return 2 / curvature

@@ -14,6 +14,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lit_resnorm.explanations import reference
+
 HOOKS = frozenset(
     name
     for name, member in vars(Callback).items()
@@ -167,15 +169,25 @@ class Guarded(Callback):
         else:
             does = "is left out"
         why = f"{type(error).__name__}: {error}"
-        self._warn_once(why, f"{place} failed and {does}; the run goes on ({why})")
+        self._warn_once(
+            why, f"{place} failed and {does}; the run goes on ({why})", "probe_stopped"
+        )
 
-    def _warn_once(self, reason: str, message: str) -> None:
-        """Warn, unless it was done for this reason, numbers in it aside."""
+    def _warn_once(self, reason: str, message: str, explanation: str = "") -> None:
+        """Warn, unless it was done for this reason, numbers in it aside.
+
+        Args:
+            reason: What is told once.
+            message: The warning.
+            explanation: Name of what explains it, in `lit_resnorm.explanations`; a
+                probe of another package may have none.
+        """
         reason = re.sub(r"(0x)?\d[\da-f]*", "#", reason)
         warned = self.__dict__.setdefault("_warned", set())
         if reason not in warned:
             warned.add(reason)
-            rank_zero_warn(f"{self.name}: {message}")
+            see = f"; see {reference(explanation)}" if explanation else ""
+            rank_zero_warn(f"{self.name}: {message}{see}")
 
 
 def entered(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -66,11 +66,13 @@ _OF_EVERY_PROBE = (
         "time taken",
         unit="s",
         meaning="Seconds that the measurement took.",
+        advice="Too many: a longer cadence, or fewer num_examples.",
     ),
     Quantity(
         "failed",
         "measurements that failed",
         meaning="1 where a measurement came to nothing.",
+        advice="See measurement_failed.",
     ),
 )
 
@@ -492,6 +494,7 @@ class Probe(Guarded, ABC):
                     why,
                     "nothing was measured, NaN is logged and the training goes on"
                     f" ({why})",
+                    "measurement_failed",
                 )
                 return {**dict.fromkeys(self._keys, float("nan")), "failed": 1.0}, {}
 

@@ -14,6 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_resnorm.explanations import reference
 from lit_resnorm.measures.copies.copies import Copies
 from lit_resnorm.measures.losses import LossFn, Reduction, losses_of, reduction_of
 from lit_resnorm.measures.passes.batch_dim import examples_first, targets_first
@@ -90,12 +91,14 @@ class StabilityProbe(Probe):
             source=_STABILITY,
             meaning="Mean difference of the losses on the probe batch between the run"
             " and its twins.",
+            advice="Compare it between networks at equal training loss, see stability.",
         ),
         Quantity(
             "eps_hyp/stderr",
             "standard error of eps_hyp",
             scale="log",
             meaning="Its standard error, clustered over twins.",
+            advice="A third of the value and more: take more twins.",
         ),
         Quantity(
             "distance",
@@ -104,6 +107,8 @@ class StabilityProbe(Probe):
             panel="distance of the twins",
             meaning="Mean Euclidean distance of the weights of the twins to those of"
             " the run.",
+            advice="Grows exponentially in steps: training is unstable, take a"
+            " smaller rate.",
         ),
         Quantity(
             "eps_point",
@@ -112,6 +117,7 @@ class StabilityProbe(Probe):
             scale="log",
             source=_STABILITY,
             meaning="Mean difference of the losses on the examples left out.",
+            advice="As eps_hyp, with more variance.",
         ),
         Quantity(
             "eps_point/stderr",
@@ -126,6 +132,8 @@ class StabilityProbe(Probe):
             scale="log",
             source=_STABILITY,
             meaning="Largest difference on the probe batch.",
+            advice="One example far above the rest: look at that example (table of"
+            " the twins).",
         ),
         Quantity(
             "eps_unif/stderr",
@@ -140,6 +148,7 @@ class StabilityProbe(Probe):
             unit="loss",
             meaning="Mean of the loss of the twin less that of the run on the example"
             " that the twin lacks.",
+            advice="With replace=true its mean is the generalization gap.",
         ),
         Quantity(
             "replace_signed/stderr",
@@ -152,12 +161,14 @@ class StabilityProbe(Probe):
             unit="loss",
             meaning="Loss of the run on the probe batch minus that on the examples"
             " left out, from when a batch has held one.",
+            advice="See generalization_gap.",
         ),
         Quantity(
             "diverged",
             "twins that diverged",
             scale="linear",
             meaning="Number of twins that diverged; they are in no other value.",
+            advice="Above 0: the run is near divergence itself, see diverged.",
         ),
         Quantity(
             "twins",
@@ -285,7 +296,8 @@ class StabilityProbe(Probe):
         elif trainer.global_step and not self._saved:
             rank_zero_warn(
                 f"{self.name}: the run has taken {trainer.global_step} steps, and the"
-                " checkpoint holds no twins: they begin here, as the run is now"
+                " checkpoint holds no twins: they begin here, as the run is now; see"
+                f" {reference('twins_begin_late')}"
             )
         size = self._follower.indices.num_examples(trainer)
         removed = choose_removed(
