@@ -111,7 +111,7 @@ def _config(name: str, variant: str, init: dict[str, Any], probes: Any) -> str:
 
 
 def _probes() -> list[dict[str, Any]]:
-    shared = {"cadence": 5, "num_examples": 48}
+    shared = {"cadence": 5, "num_examples": 48, "log": "all"}
     return [
         {**probe, "init_args": {**shared, **probe.get("init_args", {})}}
         for probe in PROBES

@@ -8,18 +8,38 @@ knowing any probe.
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 AxisScale = Literal["auto", "linear", "log"]
-Better = Literal["high", "low"] | None
+Better = Literal["high", "low"] | float | None
+"""Which values are good: high or low ones, or those near a reference."""
 
 SITE = "<site>"
 """Part of a quantity's name that stands for the site in the logged ones."""
+
+SITE_KEY = re.compile(r"(?P<quantity>.+?)/(?P<site>\d{3,}\..+)")
+"""A key `<probe>/<quantity>/<site>`."""
+
+BY_DEPTH = "by_depth"
+"""Name of a probe's table of values by site: columns `site`, `kind`, a quantity each,
+and `worst`, which names the quantities whose worst value stands in the row."""
+
+SITE_KIND, WORST = "kind", "worst"
+"""Columns of that table that are no quantities."""
+
+PLACES = {
+    "first": "first site",
+    "middle": "middle site",
+    "last": "last site",
+    WORST: "worst site",
+}
+"""What stands in a site's place where a quantity by site is summarised."""
 
 _MARK = re.compile(r"<\w+>")
 _MOST_QUANTITIES = 1_000
@@ -72,7 +92,9 @@ class Quantity:
         title: A few words: title of its charts, label of its figures.
         unit: Its unit; empty: none.
         scale: Axis on which it is drawn; `auto` looks at the values.
-        better: Which values are good, if that can be said.
+        better: Which values are good, if that can be said: `high` or `low` ones, or
+            those near a number. It says which site is the worst.
+        detail: Whether it is left to tables unless a probe logs `all`.
         headline: Whether it has a column in tables, and a panel.
         heading: Of that column; empty: `title`.
         over_sites: What the column shows of a quantity by site: the `last`, or the
@@ -91,6 +113,7 @@ class Quantity:
     unit: str = ""
     scale: AxisScale = "auto"
     better: Better = None
+    detail: bool = False
     headline: bool = False
     heading: str = ""
     over_sites: Literal["last", "mean"] = "last"
@@ -114,6 +137,16 @@ class Quantity:
                     f"{option} of quantity {self.name!r} is {getattr(self, option)!r};"
                     f" it must be one of {', '.join(map(repr, known))}"
                 )
+        if self.by_site and self.stem in ("site", SITE_KIND, WORST):
+            raise ValueError(
+                f"a quantity by site can't be named {self.stem!r}: so is a column of"
+                " the table by depth"
+            )
+        if not _is_better(self.better):
+            raise ValueError(
+                f"better of quantity {self.name!r} is {self.better!r}; it must be"
+                " 'high', 'low', a number or None"
+            )
 
     @property
     def by_site(self) -> bool:
@@ -137,10 +170,43 @@ class Quantity:
         words = [f"{c.number} {c.shown}" for c in self.codes if c.number and c.shown]
         return f"{title}: {', '.join(words)}" if title and words else title
 
+    def badness(self, value: float) -> float:
+        """Return how bad a value is, larger being worse; NaN where nothing says it.
+
+        Distance from a reference is one of logarithms where the scale is `log`.
+        """
+        if self.better is None or math.isnan(value):
+            return math.nan
+        if self.better == "high":
+            return -value
+        if self.better == "low":
+            return value
+        reference = float(self.better)
+        if self.scale == "log" and reference > 0:
+            return abs(math.log(value / reference)) if value > 0 else math.inf
+        return abs(value - reference)
+
+    def worst(self, values: Mapping[str, float]) -> str | None:
+        """Return the site whose value is worst, of equal ones the first.
+
+        NaN counts only where there is nothing else; None where `better` is None, or
+        there is no site.
+        """
+        if self.better is None or not values:
+            return None
+        bad = {site: self.badness(value) for site, value in values.items()}
+        return max(bad, key=lambda s: -math.inf if math.isnan(bad[s]) else bad[s])
+
+
+def _is_better(value: Any) -> bool:
+    if value is None or value in ("high", "low"):
+        return True
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
 
 _CHOICES = {
     "scale": ("auto", "linear", "log"),
-    "better": (None, "high", "low"),
     "over_sites": ("last", "mean"),
     "form": ("value", "spectrum", "table"),
 }
@@ -188,7 +254,7 @@ class Declared:
         """Return it as JSON can hold it, without what is as by default."""
         quantity = self.quantity
         row: dict[str, Any] = {"probe": self.probe, "section": self.section}
-        plain = ("title", *_TEXTS, *_CHOICES, "headline")
+        plain = ("title", *_TEXTS, *_CHOICES, "better", "detail", "headline")
         defaults = Quantity("-", "-")
         row |= {
             option: getattr(quantity, option)
@@ -229,10 +295,13 @@ def _declared(key: Any, row: Any) -> Declared | None:
     options |= {
         o: row[o] for o, known in _CHOICES.items() if o in row and row[o] in known
     }
+    if _is_better(row.get("better")):
+        options["better"] = row.get("better")
     probe, section, title = map(str, texts)
     quantity = Quantity(
         name,
         title,
+        detail=row.get("detail") is True,
         headline=row.get("headline") is True,
         codes=_codes(row.get("codes")),
         **options,
@@ -255,6 +324,9 @@ def find_declared(
 ) -> Declared | None:
     """Return what was declared of a logged value, None where nothing was.
 
+    Of a quantity by site that is summarised (`<probe>/<quantity>/worst`) the title
+    says which site it is of.
+
     Args:
         quantities: As `declared_quantities` returns them.
         key: A logged name; of a quantity by site, without the site.
@@ -267,7 +339,41 @@ def find_declared(
     for one in quantities.values():
         if one.pattern is not None and one.pattern.fullmatch(key):
             return one
-    return None
+    stem, _, place = key.rpartition("/")
+    whole = quantities.get(f"{stem}/{SITE}") if place in PLACES else None
+    if whole is None:
+        return None
+    # charts by depth show it
+    quantity = replace(
+        whole.quantity,
+        title=f"{whole.quantity.title}, {PLACES[place]}",
+        headline=False,
+        panel="",
+    )
+    return replace(whole, quantity=quantity)
+
+
+def along_depth(sites: Iterable[str], kinds: Mapping[str, str]) -> list[str]:
+    """Return the sites that stand on one axis, of one kind, in the order of execution.
+
+    The additions where there are several (one a residual branch), else the
+    activations, else all.
+
+    Args:
+        sites: Names of sites.
+        kinds: Kinds by site, as `lit_resnorm.measures.passes.sites.Site.kind`; of a
+            site that is not among them the name tells whether it is an addition.
+    """
+    ordered = sorted(sites)
+    for kind in ("addition", "activation"):
+        chosen = [site for site in ordered if _site_kind(site, kinds) == kind]
+        if len(chosen) > 1:
+            return chosen
+    return ordered
+
+
+def _site_kind(site: str, kinds: Mapping[str, str]) -> str:
+    return kinds.get(site) or ("addition" if site.endswith(".add") else "")
 
 
 def name_pattern(name: str) -> str:

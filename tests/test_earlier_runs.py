@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lit_resnorm.cli import main
 from lit_resnorm.modules import LitResNetBN
@@ -82,8 +83,12 @@ def test_an_earlier_run_goes_on_as_if_it_had_not_been_interrupted(
     monkeypatch.setenv("LIT_RESNORM_DATA", "")
     run = tmp_path / "runs" / "earlier" / "two"
     shutil.copytree(EARLIER, run, symlinks=True)
-    config = shutil.copy(EARLIER / "config.yaml", tmp_path)
-    words = ["fit", "--config", str(config), "--run", "two", "--ckpt_path", "last"]
+    config = yaml.safe_load((EARLIER / "config.yaml").read_text())
+    for callback in config["trainer"]["callbacks"]:
+        if callback["class_path"].startswith("lit_resnorm_callbacks."):
+            callback["init_args"]["log"] = "all"  # as probes did then
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    words = ["fit", "--config", "config.yaml", "--run", "two", "--ckpt_path", "last"]
     assert main([*words, "--trainer.max_epochs", "3"]) == 0
     rows, unbroken = _third_epoch(run / "history.jsonl"), _third_epoch(UNBROKEN)
     assert [*map(list, rows)] == [*map(list, unbroken)]

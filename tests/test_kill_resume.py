@@ -247,7 +247,7 @@ MOMENTS = {
     "in the last measurement": [Moment(MEASURE, 3), Moment(MEASURE, 1)],
     "before the closing": [CLOSING],
     "in the figures, thrice": [
-        Moment(FIGURE, 1),
+        Moment(FIGURE, 4),  # three are drawn at the start
         Moment(FIGURE, 2),
         Moment(FIGURE, 3, True),
     ],

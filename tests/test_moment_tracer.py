@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from lit_resnorm.measures.moments import signal_and_noise
 from lit_resnorm.modules import LitBNResNet
 from lit_resnorm.nets import Style, stacked_net
+from lit_resnorm.quantities import PLACES
 from lit_resnorm_callbacks import MomentTracer
 
 BN_FF = {
@@ -124,18 +125,23 @@ def test_tables_and_figures_are_by_depth():
     trainer = quiet_trainer(max_steps=8, callbacks=[tracer], logger=notebook)
     trainer.fit(module, *loaders())
     columns, rows = notebook.tables["moments/by_depth", 4]
-    assert columns[:3] == ["site", "effective_rank", "sensitivity"]
+    assert columns[:4] == ["site", "kind", "effective_rank", "sensitivity"]
     assert [row[0] for row in rows] == sorted(row[0] for row in rows)
     assert len(rows) == 18
-    assert {"moments/sensitivity", "moments/effective_rank", "moments/growth"} <= set(
-        notebook.images
-    )
+    logged = {key.removeprefix("moments/") for _, row in notebook.rows for key in row}
+    scalars = {"epoch", "seconds", "pathology", "log_slope", "log_goodness"}
+    scalars |= {"power_exponent", "power_goodness"}
+    places = ("first", "middle", "last", "worst")
+    scalars |= {f"{q}/{p}" for q in ("effective_rank", "sensitivity") for p in places}
+    assert logged - {"loss", "val"} == scalars
+    names = ("sensitivity", "effective_rank", "growth")
+    assert {*notebook.images} == {f"moments/{name}" for name in names}
 
 
 def test_a_pattern_chooses_sites_and_one_that_matches_none_names_them():
     values, _ = validated(FunctionalNet(), sites="norm")
     sites = {key.split("/")[2] for key in values if key.count("/") == 2}
-    assert sites == {"001.norm"}
+    assert sites - {*PLACES} == {"001.norm"}
     with pytest.raises(ValueError, match=r"'nowhere'.*001\.norm"):
         validated(FunctionalNet(), sites="nowhere")
 
@@ -217,7 +223,7 @@ def theory_and_measured(figure, panel=0):
 
 def test_figures_show_the_theory_of_a_variant_that_has_one():
     L.seed_everything(0, verbose=False)
-    probe = MomentTracer(num_examples=64, batch=(torch.randn(64, 256),))
+    probe = MomentTracer(num_examples=64, batch=(torch.randn(64, 256),), log="all")
     module = LitBNResNet(20, 256, (256,), 3)
     quiet_trainer(callbacks=[probe]).validate(
         module, DataLoader([(torch.randn(256), 0)], 1), verbose=False

@@ -29,6 +29,7 @@ from lit_resnorm.data import Digits
 from lit_resnorm.measures.passes.tracing import trace
 from lit_resnorm.measures.passes.untouched import identity, untouched
 from lit_resnorm.modules import LitSharedResNet, LitSmoothResNet
+from lit_resnorm.quantities import PLACES
 from lit_resnorm.runs import RunHistory
 from lit_resnorm_callbacks import (
     ActivationRateMonitor,
@@ -983,6 +984,7 @@ def test_a_run_on_two_ranks_ends_whatever_number_of_values_it_logs():
         ({"num_examples": 0}, "num_examples is 0"),
         ({"norm_mode": "frosty"}, "norm_mode is 'frosty'.*frozen, eval, train"),
         ({"name": "a b"}, "name is 'a b'"),
+        ({"log": "some"}, "log is 'some'.*scalars, summary, all"),
         ({"batch": torch.ones(1), "dataloader": []}, "batch and dataloader"),
     ],
 )
@@ -990,6 +992,19 @@ def test_a_run_on_two_ranks_ends_whatever_number_of_values_it_logs():
 def test_options_that_cannot_be_right_are_refused_by_value(probe, options, message):
     with pytest.raises(ValueError, match=message):
         probe(**options)
+
+
+@every_probe
+def test_a_probe_logs_at_most_40_scalars_by_default(probe):
+    number = 0
+    for one in probe().declared().values():
+        quantity = one.quantity
+        if quantity.detail or quantity.form != "value":
+            continue
+        # a name such as `top/<rank>` stands for ten
+        each = 10 if one.pattern else 1
+        number += len(PLACES) if quantity.by_site else each
+    assert number <= 40
 
 
 def test_pattern_that_matches_nothing_is_told_with_the_names_there_are():
@@ -1010,7 +1025,7 @@ def test_probe_batch_given_by_hand_is_the_one_that_is_measured():
     _, module = fit([probe], steps=2, logger=recorder)
     module.eval()
     u = module.second(nn.functional.relu(module.norm(module.first(x))))
-    key = "activation/rate/004.relu"
+    key = "activation/rate/last"
     *_, rate = [row[key] for _, row in recorder.rows if key in row]
     assert rate == pytest.approx((u > 0).double().mean().item(), abs=1e-12)
 

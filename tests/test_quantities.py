@@ -11,7 +11,7 @@ import torch
 from browsing import TRAINING
 from handmade_runs import document, make_run
 from lightning.pytorch.loggers import CSVLogger
-from offline import complete
+from offline import complete, records
 from shipped_quantities import PATH, PROBES, rows
 from small import FunctionalNet, loaders, quiet_trainer
 
@@ -118,7 +118,9 @@ def foreign(tmp_path_factory):
         CSVLogger(folder, name="csv", version="run"),
     ]
     fit(
-        folder / "run", [Foreign(), Foreign("again", norm_mode="train")], logger=loggers
+        folder / "run",
+        [Foreign(), Foreign("again", norm_mode="train", log="all")],
+        logger=loggers,
     )
     loggers[1].experiment.finish()
     complete(folder)
@@ -167,6 +169,19 @@ def test_a_probe_of_another_package_has_columns_titles_and_panels(foreign, kind)
         assert json.dumps(pattern)[1:-1] in panels
     assert '"Outputs & co."' in panels
     assert "Fisher" not in panels
+
+
+def test_weights_and_biases_has_charts_of_a_probe_that_logs_all(foreign):
+    (file,) = (foreign / "wb").glob("wandb/offline-run-*/*.wandb")
+    rows = [r.history.item for kind, r in records(file) if kind == "history"]
+    keys = {item.key or item.nested_key[0] for row in rows for item in row}
+    again = {"charts/again_batch/weight_table", "histograms/again_batch/sizes_log10"}
+    assert again <= keys
+    assert not [key for key in keys if re.match("(charts|histograms)/foreign/", key)]
+    (run,), _ = read_runs([str(foreign / "wb")])
+    (plain,), _ = read_runs([str(foreign / "run")])
+    for key in ("foreign/weight", "again_batch/weight"):
+        assert run.depth[key].keys() == plain.depth[key].keys()
 
 
 def test_declarations_are_in_the_summary_and_the_figures(foreign):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from lit_resnorm.compare import read_runs
+from lit_resnorm.quantities import PLACES
 from lit_resnorm.runs.files import read_run
 from lit_resnorm.runs.wandb_offline import read_offline_wandb
 
@@ -56,14 +58,16 @@ def test_it_logs_loss_accuracy_and_the_rate_of_every_hidden_layer(run):
     assert history["train/loss"].count() == steps // 10
     for key in ("val/loss", "val/accuracy", "train/accuracy"):
         assert history[key].count() == epochs
-    rates = [key for key in history if key.startswith("activation/rate/")]
+    (read,), _ = read_runs([str(run_dir)])
+    rates = read.depth["activation/rate"]
     blocks = run.config["depth"]
     assert len(rates) == blocks
-    assert all(f"net.blocks.{i}." in key for i, key in enumerate(sorted(rates)))
-    for key in rates:
-        measured = history[key].dropna()
-        assert measured.index.tolist() == [*range(0, steps, 100), steps]
-        assert measured.between(0, 1).all()
+    assert all(f"net.blocks.{i}." in site for i, site in enumerate(rates))
+    for measured in rates.values():
+        assert measured.step.tolist() == [*range(0, steps, 100), steps]
+        assert ((measured.value >= 0) & (measured.value <= 1)).all()
+    named = {key for key in history if key.startswith("activation/rate/")}
+    assert named == {f"activation/rate/{place}" for place in PLACES}
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ class ActivationRateMonitor(Probe):
         Quantity(
             "rate/<site>",
             "activation rate",
+            better=0.5,
             scale="linear",
             meaning="Share of (example, position, unit) with a positive preactivation,"
             " in [0, 1]; 0.5 at a usual initialisation.",
@@ -52,6 +53,7 @@ class ActivationRateMonitor(Probe):
         Quantity(
             "dead/<site>",
             "dead units",
+            better="low",
             unit="share",
             scale="linear",
             headline=True,
@@ -64,6 +66,7 @@ class ActivationRateMonitor(Probe):
         Quantity(
             "always_on/<site>",
             "units that are always on",
+            better="low",
             unit="share",
             scale="linear",
             meaning="Share of units that are on for every example.",

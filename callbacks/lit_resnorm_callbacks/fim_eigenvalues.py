@@ -171,6 +171,7 @@ class FIMEigenvalueProbe(Probe):
         Quantity(
             "lambda_max/<site>",
             "largest eigenvalue of a layer",
+            better="low",
             unit="loss",
             scale="log",
             meaning="Largest eigenvalue of a layer's own block.",

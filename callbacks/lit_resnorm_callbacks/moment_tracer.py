@@ -67,6 +67,7 @@ class MomentTracer(Probe):
         Quantity(
             "effective_rank/<site>",
             "effective rank",
+            better="high",
             scale="log",
             headline=True,
             heading="effective rank, last layer",
@@ -78,6 +79,7 @@ class MomentTracer(Probe):
         Quantity(
             "sensitivity/<site>",
             "normalised sensitivity",
+            better="low",
             scale="log",
             panel="sensitivity by site",
             source=_LABATIE,
@@ -87,6 +89,7 @@ class MomentTracer(Probe):
         Quantity(
             "mu2/<site>",
             "variance",
+            detail=True,
             scale="log",
             meaning="Variance about each channel's mean.",
             advice="Falls against nu2: the examples collapse, see signal.",
@@ -94,6 +97,7 @@ class MomentTracer(Probe):
         Quantity(
             "nu2/<site>",
             "mean square",
+            detail=True,
             scale="log",
             meaning="Mean square.",
             advice="Grows or shrinks exponentially: see exploding_activations,"
@@ -102,6 +106,7 @@ class MomentTracer(Probe):
         Quantity(
             "mu4/<site>",
             "fourth central moment",
+            detail=True,
             meaning="Fourth central moment, at norms.",
             advice="3 times mu2 squared for a Gaussian; far above, few values carry"
             " the power.",
@@ -109,23 +114,27 @@ class MomentTracer(Probe):
         Quantity(
             "nu1/<site>",
             "mean absolute value",
+            detail=True,
             meaning="Mean absolute value, at norms.",
         ),
         Quantity(
             "delta_bn/<site>",
             "growth of chi over a norm",
+            detail=True,
             meaning="Growth of chi from before the weights to after a norm.",
             advice="Above 1 at every norm: noise grows exponentially, see noise.",
         ),
         Quantity(
             "delta_phi/<site>",
             "growth of chi over an activation",
+            detail=True,
             meaning="Growth of chi over an activation.",
             advice="Likewise.",
         ),
         Quantity(
             "noise_power/<site>",
             "mean square of the noise",
+            detail=True,
             scale="log",
             meaning="Mean square of a noise that enters as strong as the signal.",
             advice="Its ratio to mu2 is the square of the sensitivity.",
@@ -133,6 +142,7 @@ class MomentTracer(Probe):
         Quantity(
             "identity_deviation/<site>",
             "branch over skip",
+            detail=True,
             meaning="Norm of the branch over that of the skip.",
             advice="Far below 1 a block hardly acts; far above, the skip is lost.",
         ),
@@ -276,7 +286,9 @@ class MomentTracer(Probe):
 
         Theory is drawn where the module has `depth_theory` for the quantity.
         """
-        figures = self._records.figures(self.prefix, self.declared(), self._theory)
+        figures = self._records.figures(
+            self.prefix, self.declared(), self._theory, detail=self.logs == "all"
+        )
         chi = self._records.by_site("sensitivity")
         curves = {
             step: [(depth, chi[site][step]) for site, depth in self._depths.items()]

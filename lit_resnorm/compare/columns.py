@@ -84,9 +84,12 @@ def _declared_columns(runs: Sequence[Recorded], *, best: bool) -> list[Column]:
             key = f"{one.probe}/{quantity.stem}"
             key = f"{key}/{SITE}" if key in columns else key
             title = quantity.heading or quantity.title
-            title = f"best {title}" if best and quantity.better else title
+            is_best = best and quantity.better is not None and not quantity.by_site
+            title = f"best {title}" if is_best else title
             digits = 0 if quantity.codes else 4
-            columns[key] = one, Column(key, title, quantity.better, digits, cells)
+            # nearer to a number is no order of the column
+            better = quantity.better if quantity.better in ("high", "low") else None
+            columns[key] = one, Column(key, title, better, digits, cells)
     titles = [column.title for _, column in columns.values()]
     return [
         replace(column, title=f"{column.title} ({one.probe})")
@@ -188,6 +191,8 @@ def _last_or_best(series: Series, best: Better) -> float:
     finite = series.value[np.isfinite(series.value)]
     if best is None or not finite.size:
         return float(series.value[-1])
+    if isinstance(best, int | float):
+        return float(finite[np.abs(finite - best).argmin()])
     return float(finite.max() if best == "high" else finite.min())
 
 

@@ -45,12 +45,13 @@ def _checked_row(header: list[str], line: list[str], place: int) -> dict[str, An
     if not line[place].lstrip("-").isdecimal():
         raise ValueError(f"step is {line[place]!r}")
     row: dict[str, Any] = {
-        key: _value(cell) for key, cell in zip(header, line, strict=True) if cell
+        key: csv_value(cell) for key, cell in zip(header, line, strict=True) if cell
     }
     return {**row, "step": int(line[place])}
 
 
-def _value(cell: str) -> Any:
+def csv_value(cell: str) -> Any:
+    """Return the number that a cell holds, or its text."""
     try:
         return float(cell)
     except ValueError:

@@ -23,12 +23,9 @@ from lit_resnorm.compare.grouping import (
     spread,
 )
 from lit_resnorm.compare.recorded import Recorded, Series
-from lit_resnorm.compare.thinning import even_places, kept_places
+from lit_resnorm.compare.thinning import SHOWN_STEPS, even_places, kept_places
 from lit_resnorm.quantities import Declared, Quantity, find_declared
 from lit_resnorm.runs.json_lines import plain
-
-_STEPS = 24
-"""Steps by depth that the document keeps of a run and quantity."""
 
 
 # runs may hold the largest numbers that there are
@@ -249,7 +246,7 @@ def _quantity_entry(quantity: Quantity) -> dict[str, Any]:
 def _profile(sites: Mapping[str, Series]) -> dict[str, Any]:
     """Return a quantity by step and site, null where a site lacks the step."""
     steps = np.unique(np.concatenate([one.step for one in sites.values()]))
-    steps = steps[even_places(len(steps), _STEPS)]
+    steps = steps[even_places(len(steps), SHOWN_STEPS)]
     columns = []
     for one in sites.values():
         at = np.searchsorted(one.step, steps).clip(max=len(one.step) - 1)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from lit_resnorm.compare.config import flat_config, parted_config
+from lit_resnorm.compare.depth_tables import DepthTable, json_table
 from lit_resnorm.compare.recorded import Recorded, recorded_of_rows
+from lit_resnorm.compare.thinning import SHOWN_STEPS, even_places
 from lit_resnorm.runs.files import STEP_KEY
 from lit_resnorm.runs.json_lines import flat_values, whole_step
+from lit_resnorm.runs.wandb_offline import table_file
 
 ADDRESS = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 """`entity/project` or `entity/project/run`."""
@@ -67,8 +72,9 @@ def recorded_online(run: Any, source: str) -> Recorded:
         {k: v for k, v in run.config.items() if not k.startswith("_")}
     )
     said = summary.get("status")
+    files: dict[str, list[tuple[int, str]]] = {}
     return recorded_of_rows(
-        _history_rows(run.scan_history()),
+        _history_rows(run.scan_history(), files),
         name=run.name or run.id,
         source=source,
         kind="online",
@@ -78,10 +84,27 @@ def recorded_online(run: Any, source: str) -> Recorded:
             "seconds": (summary.get("_wandb") or {}).get("runtime"),
         },
         quantities=quantities,
+        # which are known once the rows have been read
+        tables=_fetched_tables(run, files),
     )
 
 
-def _history_rows(history: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+def _fetched_tables(
+    run: Any, files: Mapping[str, list[tuple[int, str]]]
+) -> Iterator[DepthTable]:
+    """Yield the tables by site, of each probe so many as a page shows steps."""
+    with TemporaryDirectory() as folder:
+        for key, found in files.items():
+            for place in even_places(len(found), SHOWN_STEPS):
+                step, path = found[place]
+                run.file(path).download(root=folder, replace=True)
+                yield json_table(step, key, Path(folder) / path)
+
+
+def _history_rows(
+    history: Iterable[dict[str, Any]], files: dict[str, list[tuple[int, str]]]
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a history; note step and place of tables by site."""
     for row in history:
         key = STEP_KEY if row.get(STEP_KEY) is not None else "_step"
         values = {
@@ -89,4 +112,8 @@ def _history_rows(history: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]
             for key, value in flat_values(row).items()
             if key != STEP_KEY and not key.startswith("_")
         }
-        yield {**values, "step": whole_step(key, row.get(key, 0))}
+        step = whole_step(key, row.get(key, 0))
+        for name, value in values.items():
+            if path := table_file(name, value):
+                files.setdefault(name, []).append((step, path))
+        yield {**values, "step": step}

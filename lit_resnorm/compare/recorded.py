@@ -8,14 +8,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_resnorm.compare.depth_tables import DepthTable
 from lit_resnorm.compare.shipped import shipped_quantities
-from lit_resnorm.quantities import Code, Declared, find_declared
-from lit_resnorm.runs.files import SITE_KEY, check_summary
+from lit_resnorm.quantities import SITE_KEY, Code, Declared, find_declared
+from lit_resnorm.runs.files import check_summary
 from lit_resnorm.runs.json_lines import NOT_FINITE
 
 RunKind = Literal["directory", "offline", "online", "csv"]
@@ -49,6 +51,8 @@ class Recorded:
         seconds: Duration; None: not known.
         series: By key; keys of single sites are not among them.
         depth: By quantity and site, in the order of execution.
+        kinds: By site what it is, as far as that was kept: `addition`, `activation`,
+            `norm` or `module`.
         quantities: What its probes declared of their values, by key; of a run that
             holds nothing of the kind, what the probes here declare.
     """
@@ -62,6 +66,7 @@ class Recorded:
     seconds: float | None = None
     series: Mapping[str, Series] = field(default_factory=dict)
     depth: Mapping[str, Mapping[str, Series]] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
     quantities: Mapping[str, Declared] = field(default_factory=shipped_quantities)
 
     def probes_with(self, *names: str) -> Iterator[str]:
@@ -159,6 +164,7 @@ def recorded_of_rows(
     config: Mapping[str, Any],
     summary: Mapping[str, Any],
     quantities: Mapping[str, Declared] | None = None,
+    tables: Iterable[DepthTable] = (),
 ) -> Recorded:
     """Return a run from its history.
 
@@ -173,12 +179,14 @@ def recorded_of_rows(
         config: Its config, flat.
         summary: `status`, `verdicts`, `seconds`, as far as known.
         quantities: What its probes declared.
+        tables: Values by site that stand in tables.
 
     Raises:
         ValueError: If the history holds no number, or the summary isn't one.
     """
     check_summary(summary)
-    series, depth = series_of_rows(rows)
+    kinds: dict[str, str] = {}
+    series, depth = series_of_rows(chain(rows, _rows_of_tables(tables, kinds)))
     if not series and not depth:
         raise ValueError("it holds no values")
     quantities = quantities or shipped_quantities()
@@ -198,8 +206,18 @@ def recorded_of_rows(
         seconds=summary.get("seconds"),
         series=series,
         depth=depth,
+        kinds=kinds,
         quantities=quantities,
     )
+
+
+def _rows_of_tables(
+    tables: Iterable[DepthTable], kinds: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """Yield tables as rows of a history, and note the kinds of their sites."""
+    for table in tables:
+        kinds |= table.kinds()
+        yield table.values()
 
 
 def code_of(declared: Declared, value: float) -> Code | None:

@@ -15,6 +15,12 @@ from lit_resnorm.compare.csv_logs import (
     read_csv_rows,
     read_hparams,
 )
+from lit_resnorm.compare.depth_tables import (
+    DepthTable,
+    csv_tables_in,
+    json_table,
+    tables_in,
+)
 from lit_resnorm.compare.online import ADDRESS, online_runs, recorded_online
 from lit_resnorm.compare.recorded import Recorded, RunKind, recorded_of_rows
 from lit_resnorm.quantities import declared_quantities
@@ -213,16 +219,19 @@ def _read(place: _Place) -> Recorded:
     """
     path = place.path
     name, summary = path.resolve().name, {}
+    tables: Iterable[DepthTable]
     if place.kind == "csv":
-        rows, raw = read_csv_rows(path), read_hparams(path)
+        rows, raw, tables = read_csv_rows(path), read_hparams(path), csv_tables_in(path)
         # the folder alone is `version_0`
         name = "/".join(path.resolve().parts[-2:])
     elif place.kind == "directory":
         rows, raw = rows_of(path / HISTORY), read_logged_config(path)
+        tables = tables_in(path)
         summary = read_summary(path)
     else:
         read = read_offline_run(place.run_id, place.folders)
         rows, raw, summary, name = read.rows, read.config, read.summary, read.name
+        tables = (json_table(*one) for one in read.tables)
     config, quantities = parted_config(raw)
     quantities |= declared_quantities(summary.get("quantities"))
     return recorded_of_rows(
@@ -233,6 +242,7 @@ def _read(place: _Place) -> Recorded:
         config=flat_config(config),
         summary=summary,
         quantities=quantities,
+        tables=tables,
     )
 
 

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 MOST = 500
 """Points that a series of the document has at most."""
 
+SHOWN_STEPS = 24
+"""Steps by depth that the document keeps of a run and quantity."""
+
 
 def kept_places(value: NDArray[np.float64], most: int = MOST) -> NDArray[np.int64]:
     """Return the places of the points to keep, ascending.

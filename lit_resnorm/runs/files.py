@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -34,8 +33,6 @@ FIGURES = "figures"
 CHECKPOINTS = "checkpoints"
 RUN_DIR = "LIT_RESNORM_RUN_DIR"
 """Tells the processes that Lightning starts for DDP which directory rank 0 made."""
-SITE_KEY = re.compile(r"(?P<quantity>.+?)/(?P<site>\d{3,}\..+)")
-"""A key `<probe>/<quantity>/<site>`."""
 FORMER_PATHS = {
     "lit_resnorm.sampling.StepSeed": "lit_resnorm.data.StepSeed",
     "lit_resnorm.wandb_history.WandbHistory": "lit_resnorm.runs.WandbHistory",
@@ -105,6 +102,7 @@ class RunRows:
         rows: The lines of the history: `step`, `epoch` and values; NaN and infinities
             are words.
         summary: As `Run.summary`, without `values`.
+        tables: Of an offline W&B run the tables by site: step, key and file.
     """
 
     name: str
@@ -112,6 +110,7 @@ class RunRows:
     config: dict[str, Any]
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
+    tables: Sequence[tuple[int, str, Path]] = ()
 
     def run(self) -> Run:
         """Return the same with a frame for the history, and a summary of its values."""

@@ -13,7 +13,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_resnorm.runs.files import RESUMED, SITE_KEY, STEP_KEY
+from lit_resnorm.quantities import SITE_KEY
+from lit_resnorm.runs.files import RESUMED, STEP_KEY
 from lit_resnorm.runs.history import RunHistory
 from lit_resnorm.runs.optimizer_steps import checkpoint_steps
 from lit_resnorm.runs.steps import StepCount, run_status

@@ -14,9 +14,10 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from lit_resnorm.quantities import BY_DEPTH
 from lit_resnorm.runs.files import RESUMED, STEP_KEY, Run, RunRows
 from lit_resnorm.runs.json_lines import flat_values, plain, whole_step
 from lit_resnorm.runs.reading import MOST_BYTES, MOST_LEVELS, parsed_json, pieces
@@ -97,6 +98,7 @@ class _RunRecord:
     name: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+    tables: dict[tuple[int, str], Path] = field(default_factory=dict)
     size: int = 0
     ended: dict[str, Any] = field(default_factory=dict)
     exit_code: int | None = None
@@ -131,7 +133,8 @@ def read_offline_run(run_id: str, folders: Iterable[Path]) -> RunRows:
         # said amid a run, before the process ended in whatever way it did
         summary["status"] = words.get(recorded.exit_code, "failed")
     name = recorded.name or run_id
-    return RunRows(name, latest, recorded.config, rows, summary)
+    tables = [(step, key, path) for (step, key), path in recorded.tables.items()]
+    return RunRows(name, latest, recorded.config, rows, summary, tables)
 
 
 def _take(file: Path, recorded: _RunRecord) -> None:
@@ -145,13 +148,18 @@ def _take(file: Path, recorded: _RunRecord) -> None:
         except DecodeError as error:
             raise ValueError(f"{file} is damaged: {error}") from error
         try:
-            _take_record(record, recorded)
+            _take_record(record, recorded, file.parent / "files")
         except ValueError as error:
             raise ValueError(f"{file} is damaged: {error}") from error
 
 
-def _take_record(record: Any, recorded: _RunRecord) -> None:
+def _take_record(record: Any, recorded: _RunRecord, media: Path) -> None:
     """Add a record; its checksum says nothing of what it holds.
+
+    Args:
+        record: The record.
+        recorded: What it is added to.
+        media: Folder of the files that records tell of.
 
     Raises:
         ValueError: If that makes no sense.
@@ -163,7 +171,7 @@ def _take_record(record: Any, recorded: _RunRecord) -> None:
     elif kind == "config":
         config = _nested(record.config.update)
         if RESUMED in config:
-            _cut_back(whole_step(RESUMED, config.pop(RESUMED)), recorded.rows)
+            _cut_back(whole_step(RESUMED, config.pop(RESUMED)), recorded)
         recorded.config |= config
     elif kind == "summary":
         # as WandbHistory writes them when a run ends
@@ -174,16 +182,18 @@ def _take_record(record: Any, recorded: _RunRecord) -> None:
         recorded.exit_code = record.exit.exit_code
         recorded.seconds += record.exit.runtime
     elif kind == "history":
-        _take_row(_nested(record.history.item), recorded)
+        _take_row(_nested(record.history.item), recorded, media)
 
 
-def _cut_back(step: int, rows: dict[int, dict[str, Any]]) -> None:
+def _cut_back(step: int, recorded: _RunRecord) -> None:
     """Drop what processes before logged after the checkpoint that one began with."""
-    for later in [other for other in rows if other > step]:
-        del rows[later]
+    for later in [other for other in recorded.rows if other > step]:
+        del recorded.rows[later]
+    for later in [other for other in recorded.tables if other[0] > step]:
+        del recorded.tables[later]
 
 
-def _take_row(values: dict[str, Any], recorded: _RunRecord) -> None:
+def _take_row(values: dict[str, Any], recorded: _RunRecord, media: Path) -> None:
     key = STEP_KEY if values.get(STEP_KEY) is not None else "_step"
     step = whole_step(key, values.get(key, 0))
     values.pop(STEP_KEY, None)
@@ -194,9 +204,28 @@ def _take_row(values: dict[str, Any], recorded: _RunRecord) -> None:
         for key, value in flat.items()
         if not key.startswith("_") and not isinstance(value, dict | list)
     }
+    for key, value in flat.items():
+        path = table_file(key, value)
+        # a run may have been copied without its files
+        if path is not None and (media / path).is_file():
+            recorded.tables[step, key] = media / path
     recorded.size += 4 + len(flat)
     if recorded.size > _MOST_VALUES:
         raise ValueError(f"it holds more than {_MOST_VALUES} values")
+
+
+def table_file(key: str, value: Any) -> str | None:
+    """Return where W&B keeps a logged table of values by site, under a run's files.
+
+    None where it is another key, another kind of value, or no file of the run.
+    """
+    if not key.endswith(f"/{BY_DEPTH}") or not isinstance(value, dict):
+        return None
+    path = value.get("path")
+    if value.get("_type") != "table-file" or not isinstance(path, str):
+        return None
+    place = PurePath(path)
+    return None if place.is_absolute() or ".." in place.parts else path
 
 
 def _nested(items: Iterable[Any]) -> dict[str, Any]:

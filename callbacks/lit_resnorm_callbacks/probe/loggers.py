@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -91,33 +94,91 @@ def send_quantities(
 
 
 def send_values(
-    trainer: Trainer,
-    step: int,
-    values: dict[str, float],
-    tables: Mapping[str, Table],
-    spectra: Mapping[str, Sequence[float]],
-    survive: Survive,
+    trainer: Trainer, step: int, values: Mapping[str, float], survive: Survive
 ) -> None:
-    """Log values as of an optimizer step, with one row a logger, tables and spectra.
+    """Log scalars as of an optimizer step, one row a logger."""
+    for logger in trainer.loggers:
+        with survive(f"{type(logger).__name__}.log_metrics"):
+            logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=step)
 
-    The values also land in `trainer.callback_metrics`, where `EarlyStopping` and
-    `ModelCheckpoint` look. Of a spectrum, Weights & Biases and TensorBoard get a
-    histogram of log10 of what is positive, `histograms/<key>_log10`.
+
+def send_tables(
+    trainer: Trainer, step: int, tables: Mapping[str, Table], survive: Survive
+) -> None:
+    """Log tables as of an optimizer step.
+
+    A logger that takes none, and has a folder of its own, gets files in it:
+    `tables/<key>.csv`, with the step as first column.
     """
-    trainer.callback_metrics.update(
-        {key: torch.tensor(value) for key, value in values.items()}
-    )
     for logger in trainer.loggers:
         place = type(logger).__name__
-        with survive(f"{place}.log_metrics"):
-            logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=step)
-        if isinstance(logger, TakesTables):
-            for key, (columns, data) in tables.items():
-                with survive(f"{place}.log_table"):
+        for key, (columns, data) in tables.items():
+            with survive(f"{place}'s table {key}"):
+                if isinstance(logger, TakesTables):
                     logger.log_table(key, columns=columns, data=data, step=step)
+                elif trainer.is_global_zero and (folder := logger.log_dir):
+                    path = Path(folder) / "tables" / f"{key}.csv"
+                    _append_csv(logger, path, step, columns, data)
+
+
+def send_histograms(
+    trainer: Trainer,
+    step: int,
+    spectra: Mapping[str, Sequence[float]],
+    survive: Survive,
+    *,
+    always: bool,
+) -> None:
+    """Log of each spectrum a histogram of log10 of what is positive.
+
+    TensorBoard gets them, as `histograms/<key>_log10`, and Weights & Biases.
+
+    Args:
+        trainer: With the loggers.
+        step: Optimizer steps.
+        spectra: The spectra.
+        survive: Lets a logger's failure not end the run.
+        always: Whether Weights & Biases gets one, which has the spectrum as a table.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and not always:
+            continue
         for key, spectrum in spectra.items():
-            with survive(f"{place}'s histogram"):
+            with survive(f"{type(logger).__name__}'s histogram"):
                 _send_histogram(logger, f"histograms/{key}_log10", spectrum, step)
+
+
+_BEGUN: WeakKeyDictionary[Logger, dict[Path, list[str]]] = WeakKeyDictionary()
+"""Files that this process has begun, by logger, and their columns.
+
+What lay there before is replaced, as `CSVLogger` replaces its own file.
+"""
+
+
+def _append_csv(
+    logger: Logger,
+    path: Path,
+    step: int,
+    columns: Sequence[str],
+    data: Sequence[Sequence[Any]],
+) -> None:
+    begun = _BEGUN.setdefault(logger, {})
+    names = ["step", *columns]
+    rows = [dict(zip(names, [step, *row], strict=True)) for row in data]
+    known = begun.get(path)
+    if known != names:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if known is not None:  # a quantity that was not measured before
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = [*csv.DictReader(file), *rows]
+    with path.open(
+        "a" if known == names else "w", encoding="utf-8", newline=""
+    ) as file:
+        writer = csv.DictWriter(file, names, restval="")
+        if known != names:
+            writer.writeheader()
+        writer.writerows(rows)
+    begun[path] = names
 
 
 def _send_histogram(

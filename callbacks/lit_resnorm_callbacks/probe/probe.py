@@ -36,7 +36,9 @@ from lit_resnorm_callbacks.probe.guard import HOOKS, Guarded, entered
 from lit_resnorm_callbacks.probe.loggers import (
     send_charts,
     send_figures,
+    send_histograms,
     send_quantities,
+    send_tables,
     send_values,
     to_host,
 )
@@ -51,6 +53,7 @@ from lit_resnorm_callbacks.probe.strategies import (
     check_strategy,
     keep_sendable,
 )
+from lit_resnorm_callbacks.probe.summary import LOGS, Log, logged_scalars
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,10 +87,12 @@ class Probe(Guarded, ABC):
     is; the `Logs:` section of their documentation is made from that. In `fit` they
     measure at their cadence; in `validate` and `test` once, at the end; under
     `fast_dev_run` once.
-    Values go to every logger and to `trainer.callback_metrics`, under
-    `<name>/<quantity>` or `<name>/<quantity>/<site>`, with the number of optimizer
-    steps that the weights have taken. Quantities by site also make a table,
-    `<name>/by_depth`, and at the end one figure each.
+    Values of the whole network go to every logger, under `<name>/<quantity>`, with
+    the number of optimizer steps that the weights have taken. Quantities by site make
+    a table, `<name>/by_depth`, at the start and at the end one figure each, and few
+    scalars: `<name>/<quantity>/first`, `middle`, `last` and `worst`.
+    `trainer.callback_metrics` holds these and all values by site,
+    `<name>/<quantity>/<site>`.
 
     A measurement that fails (or a value that is not finite) never ends a run: it is
     logged as NaN, with one warning that says why and `<name>/failed`; `strict` raises.
@@ -108,6 +113,10 @@ class Probe(Guarded, ABC):
         batch_dim: Dimension that counts examples, of the tensors of a batch that have
             it: 1 for time-major batches `(T, B, ...)`. Those of fewer dimensions, as a
             label a sequence, count them in their first.
+        log: What goes to loggers: `scalars` of the whole network alone, without tables
+            and figures; `summary`; or `all`, every value by site a scalar of its own,
+            quantities declared as details in figures too, and in Weights & Biases
+            charts.
         strict: Raise where a measurement fails.
 
     Attributes:
@@ -148,6 +157,7 @@ class Probe(Guarded, ABC):
         dataloader: Iterable[Any] | None = None,
         forward_fn: Callable[..., Any] = network_output,
         batch_dim: int = 0,
+        log: Log = "summary",
         strict: bool = False,
     ) -> None:
         if not re.fullmatch(r"[\w.-]+", name):
@@ -162,6 +172,8 @@ class Probe(Guarded, ABC):
             ) from None
         if batch is not None and dataloader is not None:
             raise ValueError("batch and dataloader are both given; give one")
+        if log not in LOGS:
+            raise ValueError(f"log is {log!r}; it must be one of {', '.join(LOGS)}")
         self.name = name
         self.cadence = Cadence.from_option(cadence)
         self.num_examples = check_count("num_examples", num_examples)
@@ -171,6 +183,8 @@ class Probe(Guarded, ABC):
         self.forward_fn = (
             ExamplesFirst(forward_fn, batch_dim) if batch_dim else forward_fn
         )
+        # Lightning puts the module's `log` on every callback
+        self.logs: Log = log
         self.strict = strict
         self._given = {"batch": batch, "dataloader": dataloader}
         self._batch: Batch = None
@@ -183,6 +197,7 @@ class Probe(Guarded, ABC):
         # What the batch of an evaluation was read from; None after a training.
         self._source: Any = None
         self._keys: list[str] = []
+        self._kinds: dict[str, str] = {}
         self._records = Records()
 
     @abstractmethod
@@ -212,7 +227,9 @@ class Probe(Guarded, ABC):
 
     def figures(self) -> dict[str, Figure]:
         """Return the figures of what was measured, by name."""
-        return self._records.figures(self.prefix, self.declared())
+        return self._records.figures(
+            self.prefix, self.declared(), detail=self.logs == "all"
+        )
 
     @property
     def prefix(self) -> str:
@@ -276,6 +293,7 @@ class Probe(Guarded, ABC):
         start = self.cadence.at_start or is_dry_run(trainer)
         if step == 0 and start:
             self.run(trainer, pl_module, step)
+            self._log_figures(trainer)
 
     @entered
     def on_train_batch_end(
@@ -349,14 +367,33 @@ class Probe(Guarded, ABC):
             self._keys = [*numbers]
         numbers["seconds"] = time.perf_counter() - started
         self._records.add(step, numbers, series)
-        send_values(
-            trainer,
-            step,
-            {f"{self.prefix}/{key}": value for key, value in numbers.items()},
-            self._records.tables(self.prefix, step, series),
-            {f"{self.prefix}/{key}": spectrum for key, spectrum in series.items()},
-            self._surviving,
+        self._send(trainer, step, numbers, series)
+
+    def _send(
+        self,
+        trainer: Trainer,
+        step: int,
+        numbers: dict[str, float],
+        series: dict[str, list[float]],
+    ) -> None:
+        prefix, declared = self.prefix, self.declared()
+        known = {"prefix": prefix, "declared": declared, "kinds": self._kinds}
+        scalars = {
+            f"{prefix}/{key}": value
+            for key, value in logged_scalars(numbers, self.logs, **known).items()
+        }
+        # EarlyStopping and ModelCheckpoint may watch any of them
+        watched = {f"{prefix}/{key}": value for key, value in numbers.items()} | scalars
+        trainer.callback_metrics.update(
+            {key: torch.tensor(value) for key, value in watched.items()}
         )
+        survive = self._surviving
+        send_values(trainer, step, scalars, survive)
+        if self.logs != "scalars":
+            tables = self._records.tables(step=step, series=series, **known)
+            send_tables(trainer, step, tables, survive)
+            spectra = {f"{prefix}/{key}": values for key, values in series.items()}
+            send_histograms(trainer, step, spectra, survive, always=self.logs == "all")
 
     def _begin_alone(self, trainer: Trainer, module: LightningModule) -> None:
         """Fetch an evaluation's batch, unless the same was measured on it before."""
@@ -433,6 +470,7 @@ class Probe(Guarded, ABC):
         if isinstance(self.forward_fn, ExamplesFirst):
             self.forward_fn.look(module, few)
         sites = self._sites(module, few)
+        self._kinds = {site.name: site.kind for site in sites}
         self.prepare(module, sites)
         # Examples coupled by batch norm can't be shared out: every rank takes them all.
         coupled = self.norm_mode == "train"
@@ -499,10 +537,13 @@ class Probe(Guarded, ABC):
                 return {**dict.fromkeys(self._keys, float("nan")), "failed": 1.0}, {}
 
     def _log_figures(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero and trainer.loggers and not is_dry_run(trainer):
+        drawn = self.logs != "scalars" and not is_dry_run(trainer)
+        if drawn and trainer.is_global_zero and trainer.loggers:
             step, survive = self._last_step, self._surviving
             with survive("figures"):
                 send_figures(trainer, step, self.figures(), survive)
+            if self.logs != "all":
+                return
             with survive("charts"):
                 curves = self._records.depth_curves(self.prefix)
                 send_charts(trainer, step, curves, self.declared(), survive)

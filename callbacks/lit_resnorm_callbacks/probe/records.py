@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lit_resnorm.figures import by_depth, spectrum
-from lit_resnorm.quantities import Declared, find_declared
+from lit_resnorm.quantities import (
+    BY_DEPTH,
+    SITE_KEY,
+    SITE_KIND,
+    WORST,
+    Declared,
+    find_declared,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,9 +23,6 @@ Table = tuple[list[str], list[list[Any]]]
 
 DepthCurves = tuple[list[str], dict[int, list[float]]]
 """Sites in the order of execution, and by optimizer step a value each, or NaN."""
-
-BY_SITE = re.compile(r"(?P<quantity>.+?)/(?P<site>\d{3,}\..+)")
-"""Names of values by site: quantity and site."""
 
 
 class Records:
@@ -41,7 +44,7 @@ class Records:
         """Take in one measurement; values without a site are left to the loggers."""
         self._steps.append(step)
         for key, value in numbers.items():
-            if match := BY_SITE.fullmatch(key):
+            if match := SITE_KEY.fullmatch(key):
                 sites = self._by_site.setdefault(match["quantity"], {})
                 sites.setdefault(match["site"], {})[step] = value
         for key, values in series.items():
@@ -63,9 +66,22 @@ class Records:
         return self._by_site.get(quantity, {})
 
     def tables(
-        self, prefix: str, step: int, series: dict[str, list[float]]
+        self,
+        prefix: str,
+        step: int,
+        series: Mapping[str, list[float]],
+        declared: Mapping[str, Declared],
+        kinds: Mapping[str, str],
     ) -> dict[str, Table]:
-        """Return the tables of one step: all values by site, and each spectrum."""
+        """Return the tables of one step: all values by site, and each spectrum.
+
+        Args:
+            prefix: First part of the tables' names.
+            step: The step.
+            series: The spectra.
+            declared: What the probe says of its quantities.
+            kinds: Kinds of sites, by name.
+        """
         tables: dict[str, Table] = {}
         rows: dict[str, dict[str, float]] = {}
         for quantity, sites in self._by_site.items():
@@ -74,11 +90,25 @@ class Records:
                     rows.setdefault(site, {})[quantity] = curve[step]
         if rows:
             quantities = [*self._by_site]
+            worst: dict[str | None, list[str]] = {}
+            for quantity in quantities:
+                values = {
+                    site: row[quantity] for site, row in rows.items() if quantity in row
+                }
+                one = find_declared(declared, f"{prefix}/{quantity}", by_site=True)
+                site = one.quantity.worst(values) if one else None
+                worst.setdefault(site, []).append(quantity)
             data = [
-                [site, *(rows[site].get(q) for q in quantities)]
+                [
+                    site,
+                    kinds.get(site, ""),
+                    *(rows[site].get(q) for q in quantities),
+                    ", ".join(worst.get(site, ())),
+                ]
                 for site in sorted(rows)
             ]
-            tables[f"{prefix}/by_depth"] = (["site", *quantities], data)
+            columns = ["site", SITE_KIND, *quantities, WORST]
+            tables[f"{prefix}/{BY_DEPTH}"] = (columns, data)
         for key, values in series.items():
             tables[f"{prefix}/{key}"] = (
                 ["index", key],
@@ -91,6 +121,8 @@ class Records:
         prefix: str,
         declared: Mapping[str, Declared],
         theory: Mapping[str, float | list[float]] | None = None,
+        *,
+        detail: bool = True,
     ) -> dict[str, Figure]:
         """Return one figure a quantity: by depth, or by rank for a spectrum.
 
@@ -99,6 +131,7 @@ class Records:
             declared: What the probe says of its quantities: labels and scales.
             theory: By quantity what random weights should give: one value, or one a
                 site; left out where the sites are others.
+            detail: Whether quantities that are declared as details are drawn.
         """
         figures: dict[str, Figure] = {}
         for key, (sites, values) in self.depth_curves(prefix).items():
@@ -107,6 +140,8 @@ class Records:
             if isinstance(expected, (int, float)):
                 expected = [expected] * len(sites)
             one = find_declared(declared, key, by_site=True)
+            if one and one.quantity.detail and not detail:
+                continue
             figures[key] = by_depth(
                 sites,
                 values,

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lit_resnorm.measures.passes.untouched import Reduce, untouched
-from lit_resnorm_callbacks.probe.records import BY_SITE
+from lit_resnorm.quantities import SITE_KEY
 
 # Strategies that leave only a part of the weights on a rank.
 _SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
@@ -78,5 +78,5 @@ def keep_sendable(trainer: Trainer, prefix: str) -> None:
     if sent.tell() <= _SENT_BACK:
         return
     for key in [*metrics]:
-        if key.startswith(f"{prefix}/") and BY_SITE.fullmatch(key):
+        if key.startswith(f"{prefix}/") and SITE_KEY.fullmatch(key):
             del metrics[key]

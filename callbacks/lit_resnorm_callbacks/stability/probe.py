@@ -23,7 +23,7 @@ from lit_resnorm.measures.passes.sites import Site
 from lit_resnorm.measures.passes.untouched import Reduce, untouched
 from lit_resnorm.quantities import Quantity
 from lit_resnorm_callbacks.probe.counts import check_count
-from lit_resnorm_callbacks.probe.loggers import TakesTables
+from lit_resnorm_callbacks.probe.loggers import send_tables
 from lit_resnorm_callbacks.probe.probe import Batch, Cadence, Probe
 from lit_resnorm_callbacks.stability.follower import RunFollower
 from lit_resnorm_callbacks.stability.influence import Influence
@@ -357,11 +357,9 @@ class StabilityProbe(Probe):
         self._follower.finish()
         self._ended = trainer.global_step, pl_module
         step = self._last_step
-        for logger in trainer.loggers:
-            if isinstance(logger, TakesTables) and step is not None:
-                table = {"columns": COLUMNS, "data": self._rows, "step": step}
-                with self._surviving(f"{type(logger).__name__}.log_table"):
-                    logger.log_table(f"{self.name}/twins", **table)
+        if step is not None and self.logs != "scalars":
+            tables = {f"{self.name}/twins": (COLUMNS, self._rows)}
+            send_tables(trainer, step, tables, self._surviving)
 
     def teardown(
         self, trainer: Trainer, pl_module: LightningModule, stage: str
