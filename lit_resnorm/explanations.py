@@ -336,8 +336,8 @@ _ALL = (
         "rate_too_high",
         "a learning rate that is too high",
         "Copies of the network took 60 full-batch steps with the configured optimizer"
-        " at the configured rate: their loss diverged, or ended no lower than it"
-        " began.",
+        " at the configured rate: their loss diverged, ended no lower than it began, or"
+        " gained less than a quarter of what it gains at a smaller rate.",
         f"A rate that the same steps bore, which is named. {_SMALLER}",
     ),
     Explanation(
@@ -345,6 +345,13 @@ _ALL = (
         "a learning rate that is too low",
         "At the configured rate steps hardly move the loss.",
         "Ten or a hundred times the rate; where a bound is known, up to half of it.",
+    ),
+    Explanation(
+        "rate_tried",
+        "a learning rate that was tried",
+        "Copies of the network took 60 full-batch steps with the configured optimizer"
+        " at the configured rate, and their loss fell. Mini-batches bear less.",
+        "Nothing.",
     ),
     Explanation(
         "rate_not_judged",

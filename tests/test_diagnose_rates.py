@@ -10,11 +10,13 @@ from torch.nn import functional as F
 
 from lit_resnorm.data import Gaussian
 from lit_resnorm.diagnose import diagnose
-from lit_resnorm.diagnose.descent import descent_of
+from lit_resnorm.diagnose.advice import SCALE
+from lit_resnorm.diagnose.curvature import Tried
+from lit_resnorm.diagnose.descent import Descent, descent_of
 from lit_resnorm.diagnose.rate_trials import Trials
+from lit_resnorm.diagnose.rate_verdicts import RateMeasurement, rate_findings
 from lit_resnorm.diagnose.report import Curvature, StableRates, Trial
 from lit_resnorm.diagnose.subject import Subject
-from lit_resnorm.diagnose.verdicts import rate_findings
 from lit_resnorm.measures.copies.first_pass import run_first_pass
 from lit_resnorm.measures.losses import loss_of
 from lit_resnorm.measures.passes.batches import network_output
@@ -151,41 +153,209 @@ def test_a_net_that_cannot_be_vectorised_gives_the_same_trials():
     assert ends[0] == pytest.approx(ends[1], rel=1e-5)
 
 
-def curvature(rate, *, bound=0.1, binding=True, lambda_max=20.0):
-    return Curvature(lambda_max, 1.0, bound, "SGD", rate, binding)
+OPTIMIZERS = {
+    "adam": lambda params: torch.optim.Adam(params, 0.02),
+    "adamw": lambda params: torch.optim.AdamW(params, 0.02, amsgrad=True),
+    "nadam": lambda params: torch.optim.NAdam(params, 0.02),
+    "radam": lambda params: torch.optim.RAdam(params, 0.02),
+    "rmsprop": lambda params: torch.optim.RMSprop(params, 0.02, momentum=0.5),
+    "adagrad": lambda params: torch.optim.Adagrad(params, 0.02),
+    "adadelta": lambda params: torch.optim.Adadelta(params, 0.5),
+    "adamax": lambda params: torch.optim.Adamax(params, 0.02),
+    "asgd": lambda params: torch.optim.ASGD(params, 0.02),
+    "rprop": lambda params: torch.optim.Rprop(params, 0.02),
+    "adafactor": lambda params: torch.optim.Adafactor(params, 0.02),
+}
+
+
+def trials_of(net, batch, optimizer):
+    descent, _ = descent_of(net, optimizer=optimizer)
+    loss = loss_of(net, net(batch[0]), batch)
+    return Trials(Subject(net, batch, loss, network_output), descent)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_trials_take_the_steps_of_any_optimizer_of_torch(name):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+    batch = torch.randn(20, 6), torch.randint(3, (20,))
+    optimizer = OPTIMIZERS[name](net.parameters())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=1.0)
+    rate = optimizer.param_groups[0]["lr"]
+    found = trials_of(net, batch, optimizer).run([rate, rate / 2], None, num_steps=8)
+    assert not optimizer.state or name == "adagrad"  # which makes its own at once
+    losses = []
+    for _ in range(9):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(batch[0]), batch[1])
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+    assert found[0].in_bounds is None
+    assert found[0].first == pytest.approx(losses[0], rel=1e-6)
+    assert found[0].last == pytest.approx(sum(losses[-5:]) / 5, rel=1e-3)
+    assert found[1].last != pytest.approx(found[0].last, rel=1e-4)
+
+
+class Scaled(torch.optim.Optimizer):
+    """An optimizer of somebody's own, with attributes that its steps need."""
+
+    def __init__(self, params, lr, factors):
+        super().__init__(params, {"lr": lr})
+        self.factors = factors
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p -= group["lr"] * self.factors["all"] * p.grad
+
+
+def test_trials_take_the_steps_of_an_optimizer_that_torch_lacks():
+    torch.manual_seed(0)
+    net = nn.Linear(6, 3)
+    batch = torch.randn(20, 6), torch.randint(3, (20,))
+    own = trials_of(net, batch, Scaled(net.parameters(), 0.1, {"all": 3.0}))
+    plain = trials_of(net, batch, torch.optim.SGD(net.parameters(), 0.3))
+    (found,), (expected,) = own.run([0.1], None), plain.run([0.3], None)
+    assert found.last == pytest.approx(expected.last, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (torch.optim.LBFGS, "LBFGS needs a closure"),
+        (torch.optim.SparseAdam, "SparseAdam takes sparse gradients"),
+    ],
+)
+def test_an_optimizer_whose_steps_cannot_be_tried_is_said_to_be_not_judged(
+    kind, reason
+):
+    torch.manual_seed(0)
+    net = nn.Linear(6, 3)
+    batch = torch.randn(20, 6), torch.randint(3, (20,))
+    report = diagnose(net, [batch], optimizer=kind(net.parameters(), lr=1.0))
+    (found,) = [f for f in report.findings if f.name == "rate_not_judged"]
+    assert reason in found.words
+    assert "rate not judged" in report.verdict
+    assert "rate" in report.to_json()
+
+
+def adam(rate):
+    torch.manual_seed(0)
+    parts = [nn.Linear(16, 32), nn.ReLU()]
+    for _ in range(8):
+        parts += [nn.Linear(32, 32), nn.BatchNorm1d(32), nn.ReLU()]
+    net = nn.Sequential(*parts, nn.Linear(32, 3))
+    batch = torch.randn(60, 16), torch.randint(3, (60,))
+    optimizer = torch.optim.Adam(net.parameters(), rate)
+    report = diagnose(net, [batch], optimizer=optimizer)
+    names = {"rate_too_high", "rate_too_low", "rate_tried", "loss_hardly_fell"}
+    return report, [finding for finding in report.findings if finding.name in names]
+
+
+def test_a_rate_of_adam_is_judged_by_steps_of_adam():
+    report, (found,) = adam(1e3)
+    assert (found.name, found.severity) == ("rate_too_high", "pathology")
+    assert "rate_too_high" in report.pathologies
+    assert report.curvature.ratio is None
+    assert report.curvature.bound is None
+    report, (found,) = adam(3e-3)
+    assert (found.name, found.severity) == ("rate_tried", "note")
+    assert "rate" not in report.not_judged
+    _, (found,) = adam(1e-6)
+    assert (found.name, found.severity) == ("rate_too_low", "warning")
+
+
+def test_rates_of_adam_are_checked_around_the_configured_one():
+    torch.manual_seed(0)
+    net = nn.Linear(6, 3)
+    batch = torch.randn(20, 6), torch.randint(3, (20,))
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    found = diagnose(net, [batch], optimizer=optimizer, check_rate=True).stable_rates
+    assert found.optimizer == "Adam"
+    assert found.bound is None
+    rates = [trial.rate for trial in found.trials]
+    assert rates[0] == pytest.approx(0.01 / 64)
+    assert rates[-1] == pytest.approx(0.01 * 64)
+
+
+def measurement(rate, trial=None, *, others=(), stable=None, why_not="", bound=0.1):
+    """A rate, its bound and what was tried."""
+    kind = torch.optim.Adam if bound is None else torch.optim.SGD
+    optimizer = kind([torch.zeros(1)], lr=rate or 1.0)
+    descent = Descent(optimizer, rate, kind.__name__)
+    curvature = Curvature(20.0, 1.0, bound, kind.__name__, rate)
+    against = (SCALE,)
+    tried = Tried(trial, tuple(others), stable, why_not)
+    return RateMeasurement(descent, curvature, tried, against)
 
 
 def judged(*args, **options):
-    found = rate_findings(*args, **options)
+    found = rate_findings(measurement(*args, **options))
     return [(finding.name, finding.severity) for finding in found]
 
 
+def stepped(rate, last, *, stable=True):
+    return Trial(rate, None, 2.0, last, stable=stable)
+
+
 def test_a_rate_above_its_bound_is_ill_only_where_steps_at_it_are():
-    stable, unstable = Trial(1, 10, 2.0, 0.1, True), Trial(1, 10, 2.0, 1e9, False)
-    assert judged(curvature(0.09), None, None) == []
-    assert judged(curvature(1.0), None, None) == [("rate_above_bound", "warning")]
-    assert judged(curvature(1.0), stable, None) == [("rate_above_bound", "warning")]
-    assert judged(curvature(1.0), unstable, None) == [("rate_too_high", "pathology")]
-    assert judged(curvature(0.09), unstable, None) == [("rate_too_high", "pathology")]
-    assert judged(curvature(None), None, None) == []
+    learned, unstable = stepped(1, 0.1), stepped(1, 1e9, stable=False)
+    assert judged(0.09) == []
+    assert judged(1.0, why_not="no loss") == [("rate_above_bound", "warning")]
+    assert judged(1.0, learned) == [("rate_above_bound", "warning")]
+    assert judged(1.0, unstable) == [("rate_too_high", "pathology")]
+    assert judged(0.09, unstable) == [("rate_too_high", "pathology")]
+    assert judged(1e-6) == [("rate_too_low", "warning")]
+    assert judged(None) == []
 
 
-def test_the_factor_is_that_over_the_largest_stable_rate_where_it_is_known():
-    unstable = Trial(1.0, 10, 2.0, 1e9, False)
-    rates = StableRates("SGD", "frozen", 0.1, 60, (Trial(0.25, 2.5, 2, 1, True),))
-    (alone,) = rate_findings(curvature(1.0), unstable, None)
-    (beside,) = rate_findings(curvature(1.0), unstable, rates)
-    assert "by a factor 10:" in alone.words
-    assert "by a factor 4:" in beside.words
-    assert "below 0.25" in beside.suggestions[0].words
-
-
-def test_adaptive_optimizers_and_flat_losses_get_no_verdict():
-    assert judged(curvature(9.0, binding=False), None, None) == [
-        ("adaptive_optimizer", "note")
+def test_a_rate_is_too_high_or_low_against_what_steps_at_other_rates_gain():
+    no_bound = {"bound": None}
+    little, lots = stepped(1.0, 1.9), stepped(0.01, 0.1)
+    assert judged(1.0, little, others=[lots], **no_bound) == [
+        ("rate_too_high", "pathology")
     ]
-    flat = curvature(9.0, lambda_max=0.0, bound=math.inf)
-    assert judged(flat, None, None) == [("no_curvature", "note")]
+    some = stepped(1.0, 1.2)
+    assert judged(1.0, some, others=[lots], **no_bound) == [("rate_tried", "note")]
+    none, faster = stepped(1e-6, 1.99), stepped(1e-4, 0.5)
+    assert judged(1e-6, none, others=[faster], **no_bound) == [
+        ("rate_too_low", "warning")
+    ]
+    same = stepped(1e-4, 2.0)
+    (found,) = rate_findings(measurement(1e-6, none, others=[same], **no_bound))
+    assert (found.name, found.severity) == ("loss_hardly_fell", "warning")
+    assert found.suggestions == (SCALE,)
+
+
+def test_a_rate_that_is_too_high_comes_with_one_that_is_not():
+    unstable = stepped(1.0, 1e9, stable=False)
+    rates = StableRates("SGD", "frozen", 0.1, 60, (Trial(0.25, 2.5, 2, 1, True),))
+    (found,) = rate_findings(measurement(1.0, unstable, stable=rates))
+    assert "10 times the bound 0.1" in found.words
+    assert "below 0.25" in found.suggestions[0].words
+    (found,) = rate_findings(measurement(1.0, unstable, others=[stepped(0.01, 0.2)]))
+    assert "near 0.01" in found.suggestions[0].words
+    assert SCALE not in found.suggestions
+    # where no rate helps it is the network
+    (found,) = rate_findings(
+        measurement(1.0, unstable, others=[stepped(0.01, 9e9, stable=False)])
+    )
+    assert "below 0.1" in found.suggestions[0].words
+    assert found.suggestions[-1] == SCALE
+
+
+def test_a_saturated_output_is_a_warning_and_bounds_no_rate():
+    torch.manual_seed(0)
+    net = nn.Linear(6, 3)
+    with torch.no_grad():
+        net.bias[0] = 1e4
+    batch = torch.randn(20, 6), torch.zeros(20, dtype=torch.long)
+    report = diagnose(net, [batch])
+    assert "saturated" in {f.name for f in report.findings if f.severity == "warning"}
+    assert report.curvature.bound is None
 
 
 class Configured(L.LightningModule):

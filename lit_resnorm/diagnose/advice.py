@@ -60,3 +60,9 @@ def against_explosion(*, residual: bool, normalised: bool) -> tuple[Suggestion, 
 def below(rate: float) -> Suggestion:
     """Return the advice to keep below a rate."""
     return Suggestion(f"a learning rate below {rate:.3g}", f"{FURUSHO}, Figure 8", "A")
+
+
+def beginning_near(rate: float) -> Suggestion:
+    """Return the advice to begin near a rate that was tried."""
+    words = f"a learning rate near {rate:.3g}, or a warm-up from there"
+    return Suggestion(words, "the same steps", "D")

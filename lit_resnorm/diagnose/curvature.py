@@ -8,9 +8,16 @@ from lit_resnorm.diagnose.descent import Descent
 from lit_resnorm.diagnose.rate_trials import Trials, stable_rates
 from lit_resnorm.diagnose.report import Curvature, Finding, StableRates, Trial
 from lit_resnorm.diagnose.subject import Subject, silent
+from lit_resnorm.explanations import SATURATED
 from lit_resnorm.measures.copies.first_pass import FirstPass
 from lit_resnorm.measures.fisher import fisher_spectrum
 from lit_resnorm.measures.passes.batches import target_of
+
+HARDLY = 0.98
+"""Share of the first loss above which steps have hardly moved it."""
+
+CLEARLY = 0.5
+"""Share of the first loss up to which steps have clearly learned."""
 
 
 @dataclass(frozen=True)
@@ -19,28 +26,28 @@ class Tried:
 
     Attributes:
         trial: Of the configured rate; None where it wasn't tried.
+        others: Of smaller and larger rates, where that one doesn't clearly learn.
         stable: Of rates around the bound; None where not asked for.
-        notes: Why rates couldn't be tried.
+        why_not: Why rates couldn't be tried.
     """
 
     trial: Trial | None = None
+    others: tuple[Trial, ...] = ()
     stable: StableRates | None = None
-    notes: tuple[Finding, ...] = ()
+    why_not: str = ""
 
 
 def curvature_and_rates(
     subject: Subject, descent: Descent, *, check_rate: bool
 ) -> tuple[Curvature | None, Tried, list[Finding]]:
-    """Return the curvature, what trials at rates showed, and why there is neither.
+    """Return the curvature, what trials at rates showed, and why there is no curvature.
 
     The curvature is that at frozen statistics of batch norm.
     """
     subject = replace(subject, norm_mode="frozen")
     curvature, notes = curvature_of(subject, descent)
-    if curvature is None:
-        return None, Tried(), notes
     tried = tried_rates(subject, descent, curvature, check_rate=check_rate)
-    return curvature, tried, [*notes, *tried.notes]
+    return curvature, tried, notes
 
 
 def curvature_of(
@@ -73,10 +80,9 @@ def curvature_of(
         Curvature(
             lambda_max=found.max,
             lambda_mean=found.mean,
-            bound=descent.bound(found.max),
+            bound=None if found.max < SATURATED else descent.bound(found.max),
             optimizer=descent.words,
             rate=descent.rate,
-            binding=descent.binding,
             loss=loss.likelihood.words,
         ),
         [],
@@ -84,55 +90,72 @@ def curvature_of(
 
 
 def tried_rates(
-    subject: Subject, descent: Descent, curvature: Curvature, *, check_rate: bool
+    subject: Subject,
+    descent: Descent,
+    curvature: Curvature | None,
+    *,
+    check_rate: bool,
 ) -> Tried:
-    """Return what steps at the configured rate show, where it passes its bound.
+    """Return what steps show at the configured rate, unless its bound says enough.
 
-    With `check_rate` at the configured rate in any case, and at rates around the bound.
+    That is a rate below the bound of its optimizer; any other is tried, and where it
+    doesn't clearly learn, smaller and larger ones. With `check_rate` the configured
+    rate in any case, and many around the bound.
     """
-    passes = curvature.binding and (curvature.ratio or 0) > 1
-    if not (passes or check_rate):
+    bound = None if curvature is None else curvature.bound
+    rate = descent.rate
+    below = bound is not None and rate is not None and rate <= bound
+    if not check_rate and (rate is None or below):
         return Tried()
-    if not curvature.lambda_max > 0:
-        return Tried(notes=(_untried("there is no bound to begin from"),))
+    reference = bound if descent.binding else rate
+    if check_rate and reference is None and rate is None:
+        return Tried(why_not="there is no bound to begin from, and no configured rate")
     if subject.loss.function is None:
-        return Tried(notes=(_untried(f"there is no loss ({subject.loss.words})"),))
+        return Tried(why_not=f"there is no loss ({subject.loss.words})")
+    if descent.untriable:
+        return Tried(why_not=descent.untriable)
     trials = Trials(subject, descent)
+    trial, others, stable = None, [], None
     try:
         first_pass = trials.run_first_pass()
-    except (ValueError, RuntimeError) as error:
-        return Tried(notes=(_untried(" ".join(str(error).split())),))
-    trial = stable = None
-    if curvature.binding and curvature.rate is not None:
-        (trial,) = trials.run(
-            [curvature.rate],
-            curvature.bound,
-            first_pass=first_pass,
-            stage="steps at the rate",
-            progress=subject.told,
-        )
-    if check_rate:
-        mode, bound = _train_bound(subject, descent, curvature, first_pass)
-        stable = stable_rates(trials, bound, mode, progress=subject.told)
-    return Tried(trial, stable)
+        shared = {"first_pass": first_pass, "progress": subject.told}
+        if rate is not None:
+            (trial,) = trials.run([rate], bound, stage="steps at the rate", **shared)
+            if factors := _factors(trial):
+                rates = [rate * factor for factor in factors]
+                others = trials.run(rates, bound, stage="steps at others", **shared)
+        if check_rate and reference is not None:
+            mode = "frozen"
+            if descent.binding:
+                mode, reference = _train_bound(subject, descent, reference, first_pass)
+            stable = stable_rates(trials, reference, mode, progress=subject.told)
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        why = " ".join(str(error).split())
+        return Tried(trial, tuple(others), why_not=why)
+    return Tried(trial, tuple(others), stable)
+
+
+def _factors(trial: Trial) -> list[float]:
+    """Return factors of the rate that are tried beside it: none where it learns."""
+    if not trial.stable:
+        return [0.1, 0.01, 0.001]
+    if trial.last > HARDLY * trial.first:
+        return [1000.0, 100.0, 10.0, 0.1, 0.01]
+    return [] if trial.last <= CLEARLY * trial.first else [0.1, 0.01]
 
 
 def _train_bound(
-    subject: Subject, descent: Descent, curvature: Curvature, first_pass: FirstPass
+    subject: Subject, descent: Descent, frozen: float, first_pass: FirstPass
 ) -> tuple[str, float]:
     """Return the bound of the curvature that steps on a batch meet, and its mode."""
     if not first_pass.coupled:
-        return "frozen", descent.bound(curvature.lambda_max)
+        return "frozen", frozen
     in_training = replace(subject, norm_mode="train", told=silent)
     found, _ = curvature_of(in_training, descent)
-    if found is None or not found.lambda_max > 0:
-        return "frozen", descent.bound(curvature.lambda_max)
+    if found is None or found.bound is None:
+        return "frozen", frozen
     return "train", found.bound
 
 
 def _no_curvature(reason: str) -> Finding:
     return Finding("no_curvature", "note", f"no lambda_max and no rate bound: {reason}")
-
-
-def _untried(reason: str) -> Finding:
-    return Finding("rate_not_tried", "note", f"no rate was tried: {reason}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+import copy
+import inspect
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,39 +23,69 @@ _PEAKS = ("lr", "initial_lr", "max_lr")
 
 @dataclass(frozen=True)
 class Descent:
-    """An optimizer's way down, as far as the rate bound and a trial need it.
+    """How a module steps down: its optimizer, and its largest learning rate.
 
     Attributes:
-        group: Momentum, dampening, Nesterov and decay of the group of the largest rate.
-        rate: The largest rate; None: plain descent at no particular rate.
-        words: What it is.
-        binding: Whether the bound is its own; adaptive optimizers rescale gradients.
-        settings: By parameter: its group's, with `scale`, its rate over the largest.
-        optimizer: The optimizer; None where there is none.
+        optimizer: The optimizer; plain gradient descent where none is known.
+        rate: The largest rate; None: no particular one.
+        words: What takes the steps.
+        num_others: Further optimizers, which aren't looked at.
     """
 
-    group: dict[str, Any]
+    optimizer: Optimizer
     rate: float | None
     words: str
-    binding: bool
-    settings: dict[Tensor, dict[str, Any]]
-    optimizer: Optimizer | None
+    num_others: int = 0
 
-    def bound(self, lambda_max: float) -> float:
-        """Return the rate bound at a curvature."""
-        like, group = self.optimizer, self.group
-        if like is None or not self.binding:
-            like, group = torch.optim.SGD([torch.zeros(1)], lr=1.0), _PLAIN_DESCENT
-        bound = rate_bound(like, group, lambda_max)
-        return math.inf if bound is None else bound
+    @property
+    def binding(self) -> bool:
+        """Whether curvature bounds its rate: other optimizers rescale gradients."""
+        return is_descent(self.optimizer)
 
+    def bound(self, lambda_max: float) -> float | None:
+        """Return the rate bound at a curvature; None where none applies."""
+        group = max(self.optimizer.param_groups, key=_peak)
+        return rate_bound(self.optimizer, group, lambda_max)
 
-_PLAIN_DESCENT = {
-    "momentum": 0.0,
-    "dampening": 0.0,
-    "nesterov": False,
-    "weight_decay": 0.0,
-}
+    @property
+    def untriable(self) -> str:
+        """Why steps on copies can't be tried; empty where they can."""
+        kind = type(self.optimizer)
+        closure = inspect.signature(kind.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            return f"{kind.__name__} needs a closure for its steps"
+        if isinstance(self.optimizer, torch.optim.SparseAdam):
+            return f"{kind.__name__} takes sparse gradients alone"
+        return ""
+
+    def on_copies(self, copies: Mapping[Tensor, Tensor], rate: float) -> Optimizer:
+        """Return an optimizer of the same class, settings and state over copies.
+
+        Args:
+            copies: By parameter its copy; of parameters that aren't there copies are
+                made, which have no gradient and take no step.
+            rate: The largest rate; the other groups' are as much smaller as now.
+        """
+        attributes = {
+            name: value
+            for name, value in vars(self.optimizer).items()
+            # a scheduler counts calls of `step`; what others hang on isn't wanted
+            if name != "step" and "hook" not in name
+        }
+        memo = {id(parameter): own for parameter, own in copies.items()}
+        optimizer = type(self.optimizer).__new__(type(self.optimizer))
+        optimizer.__setstate__(copy.deepcopy(attributes, memo))
+        largest = max(map(_peak, self.optimizer.param_groups))
+        for group, like in zip(
+            optimizer.param_groups, self.optimizer.param_groups, strict=True
+        ):
+            scaled = rate * (_peak(like) / largest if largest else 1.0)
+            known = like.get("lr")
+            is_tensor = isinstance(known, Tensor)
+            group["lr"] = torch.full_like(known, scaled) if is_tensor else scaled
+            for parameter in group["params"]:
+                parameter.grad = None
+        return optimizer
 
 
 def descent_of(
@@ -72,52 +103,36 @@ def descent_of(
     """
     if rate is not None and not 0 < rate < float("inf"):
         raise ValueError(f"rate is {rate}; it must be a positive number")
-    reason = ""
+    reason, num_others = "", 0
     if optimizer is None:
-        optimizer, reason = _configured(module)
+        optimizer, num_others, reason = _configured(module)
     if optimizer is None:
-        words = "gradient descent"
-        return Descent(
-            _PLAIN_DESCENT, rate, words, True, {}, None
-        ), reason if not rate else ""
-    groups = [dict(group) for group in optimizer.param_groups]
-    rates = [_peak(group) for group in groups]
-    largest = max(rates)
-    group = groups[rates.index(largest)]
-    settings = {
-        parameter: {**own, "scale": each / largest if largest else 1.0}
-        for own, each in zip(groups, rates, strict=True)
-        for parameter in own["params"]
-    }
-    binding = is_descent(optimizer)
-    return (
-        Descent(
-            group=group,
-            rate=largest if rate is None else rate,
-            words=_optimizer_in_words(optimizer, group),
-            binding=binding,
-            settings=settings if binding else {},
-            optimizer=optimizer,
-        ),
-        "",
-    )
+        trained = [p for p in module.parameters() if p.requires_grad]
+        plain = torch.optim.SGD(trained or [torch.zeros(1)], lr=1.0)
+        return Descent(plain, rate, "gradient descent"), "" if rate else reason
+    group = max(optimizer.param_groups, key=_peak)
+    known = _peak(group) if rate is None else rate
+    words = _optimizer_in_words(optimizer, group)
+    return Descent(optimizer, known, words, num_others), ""
 
 
-def _configured(module: nn.Module) -> tuple[Optimizer | None, str]:
+def _configured(module: nn.Module) -> tuple[Optimizer | None, int, str]:
+    """Return the optimizer of the largest rate, how many others, or why none."""
     if not isinstance(module, LightningModule):
-        return None, "the module configures no optimizer: give rate="
+        return None, 0, "the module configures no optimizer: give rate="
     if not any(parameter.requires_grad for parameter in module.parameters()):
-        return None, "the module has no trainable parameter"
+        return None, 0, "the module has no trainable parameter"
     try:
         with untouched(module):
             found = list(_optimizers(module.configure_optimizers()))
     except Exception as error:
         # Whatever a module does that needs a trainer.
         words = " ".join(str(error).split())[:120]
-        return None, f"configure_optimizers failed without a trainer ({words})"
+        return None, 0, f"configure_optimizers failed without a trainer ({words})"
     if not found:
-        return None, "configure_optimizers gives no optimizer"
-    return max(found, key=lambda o: max(_peak(g) for g in o.param_groups)), ""
+        return None, 0, "configure_optimizers gives no optimizer"
+    largest = max(found, key=lambda o: max(_peak(g) for g in o.param_groups))
+    return largest, len(found) - 1, ""
 
 
 def _optimizers(configured: Any) -> Iterable[Optimizer]:

@@ -10,16 +10,14 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_resnorm.diagnose.curvature import Tried, curvature_and_rates
+from lit_resnorm.diagnose import advice
+from lit_resnorm.diagnose.curvature import curvature_and_rates
 from lit_resnorm.diagnose.descent import Descent, descent_of
+from lit_resnorm.diagnose.rate_verdicts import RateMeasurement, rate_findings
 from lit_resnorm.diagnose.report import Diagnosis, Finding, Status
 from lit_resnorm.diagnose.rows import depth_rows, profile_of_network
 from lit_resnorm.diagnose.subject import Progress, Subject, silent
-from lit_resnorm.diagnose.verdicts import (
-    DepthMeasurement,
-    depth_findings,
-    rate_findings,
-)
+from lit_resnorm.diagnose.verdicts import DepthMeasurement, depth_findings
 from lit_resnorm.measures.losses import Loss, LossFn, loss_of
 from lit_resnorm.measures.moments import pathology
 from lit_resnorm.measures.passes.batch_dim import ExamplesFirst
@@ -59,8 +57,8 @@ def diagnose(
     Measured on a fixed batch, where nothing is trained: activation rates, effective
     ranks, sensitivity, branch shares and norms by depth, forwards and backwards; the
     largest eigenvalue of the Fisher matrix and the learning rate that it bounds. Where
-    the configured rate passes its bound, copies of the network take steps at it. The
-    module itself is untouched, to the bit.
+    the configured rate passes its bound, or has none, copies of the network take steps
+    at it, with the configured optimizer. The module itself is untouched, to the bit.
 
     Args:
         module: Any module; a LightningModule's optimizer is asked for its rate.
@@ -119,22 +117,26 @@ def _diagnosis_of(
     loss, notes = subject.loss, _notes(subject.loss, descent, no_rate)
     measured = _depth_measurement(subject, seed)
     findings = _broken_weights(subject.module) or depth_findings(measured)
-    curvature, tried = None, Tried()
+    rates = RateMeasurement(descent)
     if not any(finding.name == "not_finite" for finding in findings):
         curvature, tried, why_not = curvature_and_rates(
             subject, descent, check_rate=check_rate
         )
         notes += why_not
-    if curvature is not None:
-        findings += rate_findings(curvature, tried.trial, tried.stable)
+        against = advice.against_explosion(
+            residual=measured.residual, normalised=measured.normalised
+        )
+        rates = RateMeasurement(descent, curvature, tried, against)
+        findings += rate_findings(rates)
     findings = sorted(findings + notes, key=lambda found: _ORDER[found.severity])
     return Diagnosis(
         network=type(subject.module).__name__,
         status=_status(findings, measured),
+        not_judged=_not_judged(findings, measured, rates),
         findings=tuple(findings),
         rows=tuple(measured.rows),
-        curvature=curvature,
-        stable_rates=tried.stable,
+        curvature=rates.curvature,
+        stable_rates=rates.tried.stable,
         trends=_trend_numbers(measured),
         settings={
             "num_examples": num_rows(subject.batch),
@@ -219,6 +221,19 @@ def _status(findings: list[Finding], measured: DepthMeasurement) -> Status:
     if any(finding.severity == "pathology" for finding in findings):
         return "pathological"
     return "undetermined" if measured.undetermined else "healthy"
+
+
+def _not_judged(
+    findings: list[Finding], measured: DepthMeasurement, rates: RateMeasurement
+) -> tuple[str, ...]:
+    """Return what no verdict covers."""
+    names = {finding.name for finding in findings}
+    open_questions = {
+        "signal and noise": measured.undetermined,
+        "gradients": bool(names & {"no_gradient", "no_loss"}),
+        "rate": not rates.is_judged,
+    }
+    return tuple(what for what, is_open in open_questions.items() if is_open)
 
 
 def _trend_numbers(measured: DepthMeasurement) -> dict[str, float]:

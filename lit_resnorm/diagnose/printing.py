@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console
@@ -17,6 +18,7 @@ from lit_resnorm.diagnose.report import (
     StableRates,
 )
 from lit_resnorm.errors import escaped
+from lit_resnorm.explanations import SLOW, ratio_in_words, reference
 
 MOST_ROWS = 24
 _PROVENANCE = {"P": "published", "D": "derived", "A": "abstract", "R": "literature"}
@@ -43,6 +45,7 @@ def show(diagnosis: Diagnosis, console: Console | None = None) -> None:
         out = Console(width=max(out.width, _WIDTH))
     shown = thinned(diagnosis.rows)
     out.print(_depth_table(diagnosis, shown))
+    out.print(_legend(shown))
     if len(shown) < len(diagnosis.rows):
         out.print(
             f"{len(shown)} of {len(diagnosis.rows)} rows; --json has all",
@@ -52,7 +55,7 @@ def show(diagnosis: Diagnosis, console: Console | None = None) -> None:
     if diagnosis.curvature is not None:
         out.print(escaped(_curvature_line(diagnosis.curvature)), highlight=False)
     if diagnosis.stable_rates is not None:
-        out.print(escaped(_stable(diagnosis.stable_rates)), highlight=False)
+        out.print(escaped(_stable_rates_line(diagnosis.stable_rates)), highlight=False)
     for finding in diagnosis.findings:
         _print_finding(out, finding)
     color = _COLORS[diagnosis.status]
@@ -73,6 +76,67 @@ def thinned(rows: Sequence[DepthRow], most: int = MOST_ROWS) -> list[DepthRow]:
     return [rows[round(place * step)] for place in range(most)]
 
 
+@dataclass(frozen=True)
+class DepthColumn:
+    """A column of the table by depth.
+
+    Attributes:
+        title: Its heading.
+        meaning: What it holds, in the words of the documentation.
+        cell: Takes a row and returns its text, empty where there is nothing.
+    """
+
+    title: str
+    meaning: str
+    cell: Callable[[DepthRow], str]
+
+
+DEPTH_COLUMNS = (
+    DepthColumn(
+        "rate",
+        "activation rate, the share of positive preactivations; about 0.5 at a usual"
+        " initialisation",
+        lambda row: _number(row.activation_rate, "{:.2f}"),
+    ),
+    DepthColumn(
+        "dead",
+        "share of dead units, on for no example",
+        lambda row: _number(row.dead, "{:.2f}"),
+    ),
+    DepthColumn(
+        "rank",
+        "effective rank of the channels; 1 where the examples lie on a line",
+        lambda row: _number(row.effective_rank),
+    ),
+    DepthColumn(
+        "separation",
+        "share of the examples' power off the best straight line",
+        lambda row: _number(row.separation, "{:.2g}"),
+    ),
+    DepthColumn(
+        "chi",
+        "sensitivity: noise over signal, 1 at the input",
+        lambda row: _exponential(row.log_sensitivity),
+    ),
+    DepthColumn(
+        "share",
+        "share of the residual branch in the variance of an addition",
+        lambda row: _number(row.branch_share, "{:.2g}"),
+    ),
+    DepthColumn(
+        "forward",
+        "root mean square of the activations",
+        lambda row: _number(row.forward),
+    ),
+    DepthColumn(
+        "backward",
+        "root mean square of the loss's gradient there, of an example",
+        lambda row: _number(row.backward),
+    ),
+)
+"""What stands in the table after depth and site."""
+
+
 def _depth_table(diagnosis: Diagnosis, rows: Sequence[DepthRow]) -> Table:
     count = diagnosis.settings["num_examples"]
     table = Table(
@@ -82,22 +146,25 @@ def _depth_table(diagnosis: Diagnosis, rows: Sequence[DepthRow]) -> Table:
     )
     table.add_column("depth", justify="right")
     table.add_column("site", no_wrap=True, max_width=30)
-    for name in ("on", "dead", "rank", "apart", "chi", "branch", "forward", "backward"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = _filled_columns(rows)
+    for column in columns:
+        table.add_column(column.title, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(
-            str(row.depth),
-            escaped(row.site),
-            _number(row.activation_rate, "{:.2f}"),
-            _number(row.dead, "{:.2f}"),
-            _number(row.effective_rank),
-            _number(row.separation, "{:.2g}"),
-            _exponential(row.log_sensitivity),
-            _number(row.branch_share, "{:.2g}"),
-            _number(row.forward),
-            _number(row.backward),
-        )
+        cells = (column.cell(row) for column in columns)
+        table.add_row(str(row.depth), escaped(row.site), *cells)
     return table
+
+
+def _filled_columns(rows: Sequence[DepthRow]) -> list[DepthColumn]:
+    return [column for column in DEPTH_COLUMNS if any(map(column.cell, rows))]
+
+
+def _legend(rows: Sequence[DepthRow]) -> Table:
+    legend = Table(box=None, show_header=False, padding=(0, 1), style="dim")
+    legend.add_row("depth", "layers up to there: activations, or residual additions")
+    for column in _filled_columns(rows):
+        legend.add_row(column.title, column.meaning)
+    return legend
 
 
 def _number(value: float | None, form: str = "{:.3g}") -> str:
@@ -113,33 +180,41 @@ def _exponential(log: float) -> str:
 
 def _curvature_line(found: Curvature) -> str:
     of_loss = f" ({found.loss})" if found.loss else ""
-    line = (
-        f"lambda_max {found.lambda_max:.3g}{of_loss}, mean {found.lambda_mean:.3g};"
-        f" rate bound of {found.optimizer if found.binding else 'gradient descent'}"
-        f" {found.bound:.3g}"
-    )
-    if found.rate is None or found.ratio is None:
+    line = f"lambda_max {found.lambda_max:.3g}{of_loss}, mean {found.lambda_mean:.3g};"
+    rate = "" if found.rate is None else f"; configured rate {found.rate:.3g}"
+    if found.bound is None:
+        return f"{line} it bounds no rate of {found.optimizer}{rate}"
+    line += f" rate bound of {found.optimizer} {found.bound:.3g}{rate}"
+    if found.ratio is None:
         return line
-    if not found.binding:
-        return f"{line}; configured: {found.optimizer} at {found.rate:.3g}"
-    return f"{line}; configured rate {found.rate:.3g}, {found.ratio:.3g} of the bound"
+    line += f", {found.ratio:.3g} of the bound"
+    # of any other a finding speaks
+    passes = SLOW <= found.ratio <= 1
+    return f"{line} ({ratio_in_words(found.ratio)})" if passes else line
 
 
-def _stable(found: StableRates) -> str:
+def _stable_rates_line(found: StableRates) -> str:
     words = f"{found.num_steps} full-batch steps of {found.optimizer}: "
-    stable, unstable = found.largest_stable, found.smallest_unstable
-    parts = []
-    if stable is not None:
-        parts.append(f"stable up to {stable.rate:.3g}, {stable.in_bounds:.3g} bounds")
-    if unstable is not None:
-        parts.append(f"unstable from {unstable.rate:.3g}, {unstable.in_bounds:.3g}")
-    bound = f" (bound {found.bound:.3g}, norm_mode {found.norm_mode})"
+    trials = {
+        "stable up to": found.largest_stable,
+        "unstable from": found.smallest_unstable,
+    }
+    parts = [
+        f"{how} {trial.rate:.3g}"
+        + ("" if trial.in_bounds is None else f", {trial.in_bounds:.3g} bounds")
+        for how, trial in trials.items()
+        if trial is not None
+    ]
+    bound = ""
+    if found.bound is not None:
+        bound = f" (bound {found.bound:.3g}, norm_mode {found.norm_mode})"
     return words + "; ".join(parts) + bound
 
 
 def _print_finding(out: Console, finding: Finding) -> None:
     color = _COLORS[finding.severity]
-    source = f" [dim]({escaped(finding.source)})[/]" if finding.source else ""
+    sources = [finding.source, f"see {reference(finding.name)}"]
+    source = f" [dim]({escaped('; '.join(filter(None, sources)))})[/]"
     out.print(
         f"[{color}]{finding.severity}[/]: {escaped(finding.words)}{source}",
         highlight=False,

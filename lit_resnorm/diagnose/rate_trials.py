@@ -30,23 +30,27 @@ _GRID = range(-2, 11)
 _BEYOND = range(11, 21)
 """Where all of these are stable: up to 1024 times."""
 
+_GRID_WITHOUT_BOUND = range(-12, 13, 2)
+"""Powers of sqrt 2 around the configured rate: from a 64th to 64 times."""
+
 _TOO_LARGE = 1000.0
 """Times the first loss, or 1, at which a copy has diverged, as in that figure."""
 
 _MEMORY = 2**30
+_SIZES_OF_STATE = 5
+"""Weights, gradients and an optimizer's state, in sizes of the weights."""
 
 
 class Trials:
     """Trains copies of a network on one batch, each at a rate of its own.
 
-    Copies train in mode train, batch norm on the statistics of the batch, by SGD with
-    momentum, dampening, Nesterov and decay as configured; the network itself is
+    Copies train in mode train, batch norm on the statistics of the batch, each by an
+    optimizer of the configured class, with its settings; the network itself is
     untouched. Copies run in one vectorised pass where that gives the same losses.
 
     Args:
         subject: The network, its batch and its loss.
-        descent: Momentum and the like; an adaptive optimizer's trials are plain
-            gradient descent.
+        descent: Its optimizer.
     """
 
     def __init__(self, subject: Subject, descent: Descent) -> None:
@@ -70,7 +74,7 @@ class Trials:
     def run(
         self,
         rates: Sequence[float],
-        bound: float,
+        bound: float | None,
         *,
         num_steps: int = NUM_STEPS,
         first_pass: FirstPass | None = None,
@@ -81,14 +85,18 @@ class Trials:
 
         Args:
             rates: Learning rates.
-            bound: What `in_bounds` counts in.
+            bound: What `in_bounds` counts in; None where there is no bound.
             num_steps: Steps of each.
             first_pass: Of an earlier call.
             stage: What progress is told.
             progress: Told how many steps are done, of how many.
+
+        Raises:
+            ValueError: If the optimizer can't step on copies.
         """
         shown = self.run_first_pass() if first_pass is None else first_pass
-        together = max(1, _MEMORY // max(1, shown.num_bytes))
+        weights = sum(p.numel() * p.element_size() for p in self.module.parameters())
+        together = max(1, _MEMORY // (shown.num_bytes + _SIZES_OF_STATE * weights + 1))
         size = min(len(rates), together) if shown.vectorisable else 1
         parts = [rates[at : at + size] for at in range(0, len(rates), size)]
         trials: list[Trial] = []
@@ -101,7 +109,7 @@ class Trials:
                 self.module.train()
                 losses_SK = self._losses(part, num_steps, tell)
             trials += [
-                _trial(rate, rate / bound, losses_S)
+                _trial(rate, None if bound is None else rate / bound, losses_S)
                 for rate, losses_S in zip(part, losses_SK.T.tolist(), strict=True)
             ]
         return trials
@@ -110,32 +118,47 @@ class Trials:
         self, rates: Sequence[float], num_steps: int, tell: Callable[[int], None]
     ) -> Tensor:
         """Return the losses before each step and after the last, shape `(S + 1, K)`."""
-        trained = [n for n, p in self.module.named_parameters() if p.requires_grad]
+        own = {
+            p for group in self.descent.optimizer.param_groups for p in group["params"]
+        }
+        trained = [
+            name
+            for name, p in self.module.named_parameters()
+            if p.requires_grad and p in own
+        ]
+        if not trained:
+            raise ValueError("the optimizer trains no parameter of the module")
         copies = Copies(self.module, trained, len(rates))
         # As the network's own weights lie in memory: rounding follows the layout.
         weights = {
             n: stack.contiguous().requires_grad_() for n, stack in copies.params.items()
         }
-        rates_K = torch.tensor(rates, device=copies.finite.device)
-        momenta: dict[str, Tensor] = {}
+        rows_NK = {name: stack.detach().unbind() for name, stack in weights.items()}
+        optimizers = [
+            self.descent.on_copies(
+                {copies.originals[name]: rows_K[k] for name, rows_K in rows_NK.items()},
+                rate,
+            )
+            for k, rate in enumerate(rates)
+        ]
         going_K = copies.finite
-        rows = []
+        losses_SK = []
         for step in range(num_steps + 1):
             losses_K = self._mean_losses(weights | copies.buffers, len(rates))
-            rows.append(losses_K.detach())
+            losses_SK.append(losses_K.detach())
             tell(step)
-            going_K &= losses_K <= _TOO_LARGE * rows[0].clamp_min(1.0)
+            going_K &= losses_K <= _TOO_LARGE * losses_SK[0].clamp_min(1.0)
             if step == num_steps or not bool(going_K.any()):
                 break
             grads = torch.autograd.grad(
                 losses_K.sum(), [*weights.values()], allow_unused=True
             )
-            with torch.no_grad():
-                for (name, stack), grad in zip(weights.items(), grads, strict=True):
-                    if grad is not None:
-                        own = copies.originals[name]
-                        self._update(name, own, stack, grad, momenta, rates_K)
-        return torch.stack(rows)
+            for rows_K, grad in zip(rows_NK.values(), grads, strict=True):
+                for k, row in enumerate(rows_K):
+                    row.grad = None if grad is None else grad[k]
+            for optimizer in optimizers:
+                optimizer.step()
+        return torch.stack(losses_SK)
 
     def _mean_losses(self, weights: dict[str, Tensor], num: int) -> Tensor:
         if num == 1:
@@ -144,68 +167,39 @@ class Trials:
         each = self.function.for_each(weights, self.batch)
         return each.reshape(num, -1).mean(1)
 
-    def _update(
-        self,
-        name: str,
-        parameter: Tensor,
-        stack: Tensor,
-        grad: Tensor,
-        momenta: dict[str, Tensor],
-        rates_K: Tensor,
-    ) -> None:
-        """Take the step that `torch.optim.SGD` takes, at each member's rate."""
-        own = self.descent.settings.get(parameter)
-        if own is None and self.descent.settings:
-            return  # in no group: it isn't trained
-        own = {**self.descent.group, "scale": 1.0} if own is None else own
-        plain = not self.descent.binding
-        momentum = 0.0 if plain else own["momentum"]
-        if not plain and own["weight_decay"]:
-            grad = grad + own["weight_decay"] * stack
-        direction = grad
-        if momentum:
-            kept = momenta.get(name)
-            new = (
-                grad.clone()
-                if kept is None
-                else momentum * kept + (1 - own["dampening"]) * grad
-            )
-            momenta[name] = new
-            direction = grad + momentum * new if own["nesterov"] else new
-        rates = (rates_K * own["scale"]).to(stack.dtype)
-        stack -= rates.view(-1, *[1] * (stack.ndim - 1)) * direction
-
 
 def stable_rates(
     trials: Trials,
-    bound: float,
+    reference: float,
     norm_mode: str,
     *,
     progress: Progress = silent,
 ) -> StableRates:
-    """Return which rates on a grid of factors sqrt 2 around the bound are stable.
+    """Return which rates around a reference are stable.
 
-    From half the bound to 32 times, and to 1024 times where all of these are stable.
+    Of gradient descent the reference is its bound: a grid of factors sqrt 2 from half
+    of it to 32 times, and to 1024 times where all of these are stable. Of other
+    optimizers it is the configured rate: factors of 2 from a 64th to 64 times.
 
     Args:
         trials: The network and its batch.
-        bound: The rate bound.
-        norm_mode: How its curvature was measured.
+        reference: The rate bound, or the configured rate.
+        norm_mode: How the bound's curvature was measured.
         progress: Told how many steps are done, of how many.
     """
     shown = trials.run_first_pass()
+    binding = trials.descent.binding
+    bound = reference if binding else None
     done: list[Trial] = []
-    for grid in (_GRID, _BEYOND):
-        rates = [bound * 2 ** (power / 2) for power in grid]
+    for grid in (_GRID, _BEYOND) if binding else (_GRID_WITHOUT_BOUND,):
+        rates = [reference * 2 ** (power / 2) for power in grid]
         done += trials.run(rates, bound, first_pass=shown, progress=progress)
         if not all(trial.stable for trial in done):
             break
-    descent = trials.descent
-    words = descent.words if descent.binding else "gradient descent"
-    return StableRates(words, norm_mode, bound, NUM_STEPS, tuple(done))
+    return StableRates(trials.descent.words, norm_mode, bound, NUM_STEPS, tuple(done))
 
 
-def _trial(rate: float, in_bounds: float, losses: list[float]) -> Trial:
+def _trial(rate: float, in_bounds: float | None, losses: list[float]) -> Trial:
     first, tail = losses[0], losses[-_LAST_STEPS:]
     # a net that exploded may come back dead, at the loss of a constant output
     far = not max(losses) <= _TOO_LARGE * max(first, 1.0)

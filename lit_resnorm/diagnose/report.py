@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -71,8 +72,9 @@ class Finding:
     Attributes:
         name: `signal`, `noise`, `exploding_activations`, `vanishing_activations`,
             `exploding_gradients`, `vanishing_gradients`, `dead_layers`,
-            `rate_too_high`, `not_finite`; the warning `rate_above_bound`; or what a
-            note is about.
+            `rate_too_high`, `not_finite`; the warnings `rate_above_bound`,
+            `rate_too_low`, `loss_hardly_fell`, `saturated`; or what a note is about.
+            `docs/values.md` explains each.
         severity: `pathology`, `warning` or `note`.
         words: The verdict in one or two sentences.
         evidence: The numbers behind it.
@@ -96,7 +98,8 @@ class Trial:
 
     Attributes:
         rate: The learning rate.
-        in_bounds: The rate over the bound of the measured curvature.
+        in_bounds: The rate over the bound of the measured curvature; None where there
+            is no bound.
         first: Loss before the first step.
         last: Mean loss over the last steps; of one that diverged, its largest.
         stable: Whether no loss went beyond 1000 times the first, or 1000, and the last
@@ -104,7 +107,7 @@ class Trial:
     """
 
     rate: float
-    in_bounds: float
+    in_bounds: float | None
     first: float
     last: float
     stable: bool
@@ -118,14 +121,14 @@ class StableRates:
         optimizer: What took the steps, in words.
         norm_mode: `train` where batch norm couples the examples of a step, else
             `frozen`: how the curvature behind `bound` was measured.
-        bound: The rate bound of that curvature.
+        bound: The rate bound of that curvature; None of an optimizer without one.
         num_steps: Steps of each trial.
         trials: By rate, ascending.
     """
 
     optimizer: str
     norm_mode: str
-    bound: float
+    bound: float | None
     num_steps: int
     trials: tuple[Trial, ...]
 
@@ -152,25 +155,26 @@ class Curvature:
     Attributes:
         lambda_max: Largest eigenvalue.
         lambda_mean: Mean over all eigenvalues.
-        bound: Rate above which the optimizer diverges on a quadratic of this curvature.
-        optimizer: Whose bound it is.
+        bound: Rate above which the optimizer diverges on a quadratic of this curvature;
+            None where none applies.
+        optimizer: What takes the steps, in words.
         rate: Largest configured rate; None where none is known.
-        binding: Whether the bound is this optimizer's own; False for adaptive ones.
         loss: The loss whose curvature it is, in words.
     """
 
     lambda_max: float
     lambda_mean: float
-    bound: float
+    bound: float | None
     optimizer: str
     rate: float | None
-    binding: bool
     loss: str = ""
 
     @property
     def ratio(self) -> float | None:
         """The configured rate over its bound; None where either is unknown."""
-        return None if self.rate is None else self.rate / self.bound
+        if self.rate is None or self.bound is None:
+            return None
+        return self.rate / self.bound if self.bound else math.inf
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,7 @@ class Diagnosis:
         stable_rates: Where that was asked for.
         trends: Fits over depth that the verdicts rest on.
         settings: Size of the probe batch and the like.
+        not_judged: What no verdict covers: `signal and noise`, `gradients`, `rate`.
     """
 
     network: str
@@ -196,10 +201,11 @@ class Diagnosis:
     stable_rates: StableRates | None
     trends: dict[str, float]
     settings: dict[str, Any]
+    not_judged: tuple[str, ...] = ()
 
     @property
     def healthy(self) -> bool:
-        """Whether the network was judged, and no pathology found."""
+        """Whether no pathology was found of what was judged; see `not_judged`."""
         return self.status == "healthy"
 
     @property
@@ -209,9 +215,10 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """The verdict in a few words."""
+        """The verdict in a few words, with what it doesn't cover."""
         if self.status != "pathological":
-            return self.status
+            left_out = ", ".join(self.not_judged)
+            return f"{self.status} ({left_out} not judged)" if left_out else self.status
         return ", ".join(name.replace("_", " ") for name in self.pathologies)
 
     def as_dict(self) -> dict[str, Any]:
