@@ -13,11 +13,18 @@ from lit_resnorm.compare.shipped import FILE
 from lit_resnorm_callbacks import (
     ActivationRateMonitor,
     FIMEigenvalueProbe,
+    HessianProbe,
     MomentTracer,
     StabilityProbe,
 )
 
-PROBES = (FIMEigenvalueProbe, MomentTracer, ActivationRateMonitor, StabilityProbe)
+PROBES = (
+    FIMEigenvalueProbe,
+    HessianProbe,
+    MomentTracer,
+    ActivationRateMonitor,
+    StabilityProbe,
+)
 PATH = resources.files("lit_resnorm.compare") / FILE
 
 

@@ -35,6 +35,7 @@ from lit_resnorm_callbacks import (
     ActivationRateMonitor,
     Cadence,
     FIMEigenvalueProbe,
+    HessianProbe,
     MomentTracer,
     StabilityProbe,
 )
@@ -42,11 +43,25 @@ from lit_resnorm_callbacks import (
 PROBES = {
     "activation": ActivationRateMonitor,
     "fim": FIMEigenvalueProbe,
+    "hessian": HessianProbe,
     "moments": MomentTracer,
     "stability": StabilityProbe,
 }
-every_probe = pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
-BY_SITE = {name: probe for name, probe in PROBES.items() if name != "stability"}
+# Dozens of products a measurement: their part of the contract is slow.
+OF_PRODUCTS = ("hessian",)
+
+
+def cases_of(probes):
+    """Return cases of probes by name."""
+    return [
+        pytest.param(probe, id=name, marks=[pytest.mark.slow] * (name in OF_PRODUCTS))
+        for name, probe in probes.items()
+    ]
+
+
+every_probe = pytest.mark.parametrize("probe", cases_of(PROBES))
+NOT_BY_SITE = ("hessian", "stability")
+BY_SITE = {name: probe for name, probe in PROBES.items() if name not in NOT_BY_SITE}
 every_probe_by_site = pytest.mark.parametrize("probe", BY_SITE.values(), ids=BY_SITE)
 
 
@@ -141,7 +156,7 @@ TIED = {
 
 
 @pytest.mark.parametrize("variant", TIED.values(), ids=TIED)
-@pytest.mark.parametrize("probe", OF_TIED.values(), ids=OF_TIED)
+@pytest.mark.parametrize("probe", cases_of(OF_TIED))
 def test_training_of_a_variant_with_shared_layers_is_bit_identical(probe, variant):
     def trained(probes):
         L.seed_everything(7, verbose=False)
@@ -193,7 +208,7 @@ def stateful_run(probes, *, devices=1, **options):
     return state, trainer
 
 
-@pytest.mark.parametrize("probe", OF_TIED.values(), ids=OF_TIED)
+@pytest.mark.parametrize("probe", cases_of(OF_TIED))
 def test_training_of_a_model_with_every_kind_of_state_is_bit_identical(probe):
     # Twins say once that they can't follow weights that something else moves.
     moves = probe is not StabilityProbe
@@ -212,7 +227,7 @@ def test_training_of_a_model_whose_state_feeds_its_output_is_bit_identical(probe
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.parametrize("probe", OF_TIED.values(), ids=OF_TIED)
+@pytest.mark.parametrize("probe", cases_of(OF_TIED))
 def test_training_of_a_stateful_model_on_two_ranks_is_bit_identical(probe):
     probes = [probe(cadence=3, num_examples=5)]
     options = {"devices": 2, "moves_weights": probe is not StabilityProbe}

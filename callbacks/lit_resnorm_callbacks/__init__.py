@@ -2,6 +2,7 @@
 
 from lit_resnorm_callbacks.activation_rate import ActivationRateMonitor
 from lit_resnorm_callbacks.fim_eigenvalues import FIMEigenvalueProbe
+from lit_resnorm_callbacks.hessian import HessianProbe
 from lit_resnorm_callbacks.moment_tracer import MomentTracer
 from lit_resnorm_callbacks.probe.probe import Cadence, Probe
 from lit_resnorm_callbacks.stability.probe import StabilityProbe
@@ -10,6 +11,7 @@ __all__ = [
     "ActivationRateMonitor",
     "Cadence",
     "FIMEigenvalueProbe",
+    "HessianProbe",
     "MomentTracer",
     "Probe",
     "StabilityProbe",

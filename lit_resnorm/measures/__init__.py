@@ -12,6 +12,8 @@ if TYPE_CHECKING:
         empirical_fisher_spectrum,
         fisher_spectrum,
     )
+    from lit_resnorm.measures.hessian import HessianSpectrum, hessian_spectrum
+    from lit_resnorm.measures.losses.probe_loss import read_loss
     from lit_resnorm.measures.moments import pathology, propagate, signal_and_noise
     from lit_resnorm.measures.passes.sites import select
     from lit_resnorm.measures.separation import separations
@@ -20,12 +22,15 @@ if TYPE_CHECKING:
 __all__ = [
     "FisherOptions",
     "FisherSpectrum",
+    "HessianSpectrum",
     "activation_rates",
     "empirical_fisher_spectrum",
     "fisher_spectrum",
+    "hessian_spectrum",
     "hutchinson_trace",
     "pathology",
     "propagate",
+    "read_loss",
     "select",
     "separations",
     "signal_and_noise",
@@ -40,9 +45,12 @@ __getattr__ = exported(
         "activation_rates": "activation",
         "empirical_fisher_spectrum": "fisher",
         "fisher_spectrum": "fisher",
+        "HessianSpectrum": "hessian",
+        "hessian_spectrum": "hessian",
         "hutchinson_trace": "spectra",
         "pathology": "moments",
         "propagate": "moments",
+        "read_loss": "losses.probe_loss",
         "select": "passes.sites",
         "separations": "separation",
         "signal_and_noise": "moments",

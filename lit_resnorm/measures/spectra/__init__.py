@@ -1,5 +1,6 @@
 """Eigenvalues: the one place for them, by products or of a matrix."""
 
+from lit_resnorm.measures.spectra.lanczos import Extremes, extreme_eigenvalues
 from lit_resnorm.measures.spectra.matrices import (
     all_pairs,
     largest_eigenvalue,
@@ -14,8 +15,10 @@ from lit_resnorm.measures.spectra.products import (
 
 __all__ = [
     "Eigenpairs",
+    "Extremes",
     "Matvec",
     "all_pairs",
+    "extreme_eigenvalues",
     "hutchinson_trace",
     "largest_eigenvalue",
     "top_eigenpairs",
