@@ -223,14 +223,16 @@ def test_any_loss_that_ends_not_finite_is_found(tmp_path, key, told, status):
 
 def test_a_loss_that_came_back_is_no_divergence(tmp_path):
     make_run(tmp_path / "a", losses(2.0, "NaN", 1.0))
-    assert document(tmp_path)["findings"] == []
+    found = document(tmp_path)["findings"]
+    assert [one["name"] for one in found] == ["learned", "nothing_measured"]
 
 
 def test_a_run_that_says_it_diverged_is_found_by_its_status(tmp_path):
     rows = [{"step": 0, "val_loss": 5.0, "train_loss": 2.5}]
     rows += [{"step": 4, "train_loss": "NaN"}]
     make_run(tmp_path / "a", rows, status="diverged")
-    (one,) = document(tmp_path)["findings"]
+    one, other = document(tmp_path)["findings"]
+    assert (one["name"], other["name"]) == ("diverged", "nothing_measured")
     assert one["text"] == ("Diverged by step 4; its last finite training loss was 2.5.")
 
 
@@ -253,6 +255,71 @@ def test_a_network_that_learned_nothing_is_named(tmp_path):
     assert "validation accuracy 0.15, a guess 0.1" in found[0]["text"]
     path.write_text(path.read_text().replace("num_classes: 10", "num_classes: 30"))
     assert {one["severity"] for one in document(tmp_path)["findings"]} == {"warn"}
+
+
+def test_a_healthy_run_is_told_what_was_found_in_order(tmp_path):
+    rates = {f"activation/rate/{site}": 0.3 + i / 10 for i, site in enumerate(SITES)}
+    rows = [{"step": 0, "train/loss": 2.0, "fim/rate_ratio": 0.5}]
+    rows += [{"step": 9, "train/loss": 0.5, "val/accuracy": 0.9}]
+    rows += [{"step": 9, **rates, **{f"activation/dead/{site}": 0 for site in SITES}}]
+    make_run(tmp_path / "a", rows)
+    found = document(tmp_path)
+    texts = {one["name"]: one["text"] for one in found["findings"]}
+    assert {one["severity"] for one in found["findings"]} == {"good"}
+    assert texts["learned"] == (
+        "Training loss from 2 to 0.5 over 9 steps; validation accuracy 0.9."
+    )
+    assert texts["units"] == (
+        "3 layers, activation rates 0.30 to 0.50, nothing dead at the end."
+    )
+    assert "at most 0.5 of it" in texts["rate_below_bound"]
+    assert [*found["explanations"]] == [one["name"] for one in found["findings"]]
+
+
+def test_a_training_loss_that_hardly_fell_is_a_warning(tmp_path):
+    make_run(tmp_path / "a", losses(2.0, 2.0, 1.99))
+    make_run(tmp_path / "b", losses(2.0, 2.0, 1.5))
+    names = [(one["run"], one["name"]) for one in document(tmp_path)["findings"]]
+    assert (0, "loss_hardly_fell") in names
+    assert (1, "learned") in names
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kind", "expected"),
+    [
+        ("SGD", None, "rate_below_bound"),
+        ("Adam", None, "rate_not_judged"),
+        ("Adam", 0.0, "rate_not_judged"),
+        ("Own", 1.0, "rate_below_bound"),
+    ],
+)
+def test_only_a_rate_that_a_bound_applies_to_is_judged(
+    tmp_path, optimizer, kind, expected
+):
+    rows = [{"step": 0, "fim/rate_ratio": 0.5, "fim/rate": 0.1}]
+    if kind is not None:
+        rows[0]["fim/optimizer_kind"] = kind
+    path = make_run(tmp_path / "a", rows) / "config.yaml"
+    path.write_text(path.read_text().replace("optim.SGD", f"optim.{optimizer}"))
+    (found,) = document(tmp_path)["findings"]
+    assert found["name"] == expected
+    assert found["severity"] == ("good" if expected == "rate_below_bound" else "info")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "name", "words"),
+    [
+        (1e-6, "rate_too_low", "5e5 steps"),
+        (2.0, "rate_above_bound", "1.4 (batch norm) to 16 times"),
+        (30.0, "rate_above_bound", "expect divergence"),
+        (1e7, "rate_above_bound", "throw the outputs"),
+    ],
+)
+def test_what_a_ratio_means_is_said_beside_it(tmp_path, ratio, name, words):
+    make_run(tmp_path / "a", [{"step": 0, "fim/rate_ratio": ratio}])
+    (found,) = document(tmp_path)["findings"]
+    assert found["name"] == name
+    assert words in found["text"]
 
 
 def test_long_series_keep_their_ends_peaks_and_first_break():
@@ -448,6 +515,8 @@ def test_the_command_prints_differences_table_and_findings(tmp_path, capsys):
     assert "0.1, 0.5" in printed
     assert "0.125" in printed
     assert "a: Signal pathology" in printed
+    assert "see docs/values.md#signal" in " ".join(printed.split())
+    assert "\nsignal pathology: Plain net: skip connections" in printed
     assert json.loads((tmp_path / "c.json").read_text())["format"] == 1
     assert "<html" in (tmp_path / "compare.html").read_text()[:300].lower()
 
@@ -485,8 +554,10 @@ def test_of_many_findings_the_worst_are_printed(tmp_path, capsys):
     assert main(["compare", "all", "--out", "", "--json", "c.json"]) == 0
     printed = capsys.readouterr().out
     assert "last: Diverged" in printed
-    assert "and 21 more findings" in printed
-    assert len(json.loads((tmp_path / "c.json").read_text())["findings"]) == 61
+    # each kind of trouble has its advice, once
+    assert printed.count("\ndiverged: ") == 1
+    assert "and 22 more findings" in printed
+    assert len(json.loads((tmp_path / "c.json").read_text())["findings"]) == 62
 
 
 def test_nothing_to_compare_is_one_line_and_status_1(tmp_path, capsys):

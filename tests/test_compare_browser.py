@@ -3,6 +3,9 @@
 import pytest
 from browsing import DEPTH, TRAINING, names, reading, values
 from comparisons import four_variants
+from handmade_runs import document, make_run
+
+from lit_resnorm.compare.page import write_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("quiet")]
 
@@ -17,6 +20,33 @@ def test_it_says_first_which_run_is_pathological_and_why(reader, folder):
     assert "diverged" in cards[1]
     assert "LitResNetBN" in cards[3]
     assert "history.jsonl, line 3" in reader.texts(".skipped")[0]
+
+
+def test_findings_unfold_and_what_is_constant_is_named_and_not_drawn(
+    reader, folder, tmp_path
+):
+    rows = [{"step": step, "fim/rate": 0.05, "loss": 1.0 - step / 9} for step in (0, 5)]
+    rows[0] |= {"fim/rate_ratio": 0.5, "moments/pathology": 1.0}
+    rows[1] |= {"fim/rate_ratio": 0.25, "moments/pathology": 1.0}
+    made = document(make_run(tmp_path / "a", rows))
+    write_page(made, folder / "one.html")
+    reader.open(folder / "one.html")
+    (constants,) = reader.texts("#training .constant")
+    assert constants == (
+        "The same throughout each run: largest learning rate 0.05; pathology signal."
+    )
+    drawn = (
+        "return [...document.querySelectorAll('#training select')].map(s => s.value)"
+    )
+    assert reader.run(drawn) == ["loss", "fim/rate_ratio"]
+    assert not reader.find(".bad .explained p").is_displayed()
+    reader.find(".bad .explained summary").click()
+    paragraphs = reader.texts(".bad > span .explained p")
+    assert paragraphs == [
+        made["explanations"]["signal"]["meaning"],
+        f"What to do: {made['explanations']['signal']['advice']}",
+    ]
+    assert reader.find(".bad .explained p").is_displayed()
 
 
 def test_runs_and_quantities_are_chosen_by_mouse(reader, folder):

@@ -137,3 +137,11 @@ def test_runs_of_another_project_beside_ours_are_averaged_over_seeds(tmp_path):
     found = document(tmp_path)
     assert [group["runs"] for group in found["groups"]] == [[0], [1, 2], [3]]
     assert labels(found) == ["LitResNet", "theirs/0 and 1 more", "theirs/other"]
+
+
+def test_runs_that_recorded_no_setting_are_not_averaged(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "history.jsonl").write_text('{"step": 0, "loss": 1.0}\n')
+    groups = document(tmp_path / "a", tmp_path / "b")["groups"]
+    assert [group["runs"] for group in groups] == [[0], [1]]

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
 from small import FunctionalNet, loaders, quiet_trainer
 
+from lit_resnorm.cli import main
 from lit_resnorm.compare import RunReport
 from lit_resnorm.runs import RunHistory
 
@@ -66,6 +67,22 @@ def test_the_page_holds_the_whole_run_and_how_it_ended(tmp_path):
     assert run["status"] == "finished"
     (series,) = page["series"]["loss"]
     assert series["step"] == list(range(16))
+
+
+def test_a_fit_ends_with_the_path_of_its_report(tmp_path, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--model", "LitMLP", "--model.depth", "1", "--model.width", "4"]
+    words += ["--data", "Digits", "--trainer.max_steps", "1", "--run", "a"]
+    words += ["--trainer.logger", "lit_resnorm.runs.RunHistory"]
+    words += ["--trainer.callbacks", "lit_resnorm.compare.RunReport"]
+    with caplog.at_level("INFO"):
+        assert main(["fit", *words]) == 0
+    run, report = (record.getMessage() for record in caplog.records[-2:])
+    assert run.startswith("Run directory: ")
+    assert (
+        report == f"Report, to open in a browser: {run.partition(': ')[2]}/report.html"
+    )
+    assert (tmp_path / report.partition(": ")[2]).is_file()
 
 
 def test_a_diverged_run_is_said_to_be_one(tmp_path):

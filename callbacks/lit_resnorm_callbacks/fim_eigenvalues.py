@@ -371,9 +371,8 @@ class FIMEigenvalueProbe(Probe):
             self._warn_once(
                 "rate",
                 f"the learning rate {rate.value:.3g} is"
-                f" {rate.ratio:.3g} times its bound {rate.bound:.3g}, above which the"
-                " optimizer diverges on a quadratic of the measured curvature"
-                f" (lambda_max {lambda_max:.3g}); {ratio_in_words(rate.ratio)}",
+                f" {rate.ratio:.3g} times its bound {rate.bound:.3g} (lambda_max"
+                f" {lambda_max:.3g}); {ratio_in_words(rate.ratio)}",
                 "rate_above_bound",
             )
         return {

@@ -47,6 +47,7 @@ from lit_resnorm.cli.options import OptionParser, explained, made_wrongly
 from lit_resnorm.cli.run import RunConfig, choose_run, forget_run, rank
 from lit_resnorm.cli.traces import Before, Beginning, callbacks_of, look_before
 from lit_resnorm.cli.trust import Trust
+from lit_resnorm.compare.report import REPORT
 from lit_resnorm.data import DataModule
 from lit_resnorm.errors import UsageError, one_line, printable
 from lit_resnorm.runs.checkpoints import check_checkpoint, load_checkpoint
@@ -311,6 +312,9 @@ class ResNormCLI(LightningCLI):
             raise
         if self.run_dir is not None:
             rank_zero_info(f"Run directory: {printable(self.run_dir)}")
+            report = self.run_dir / REPORT
+            if report.is_file():
+                rank_zero_info(f"Report, to open in a browser: {printable(report)}")
 
     def _take_step(self, path: Path) -> None:
         """Log values at the step that a checkpoint's weights have come to."""

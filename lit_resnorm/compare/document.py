@@ -24,6 +24,7 @@ from lit_resnorm.compare.grouping import (
 )
 from lit_resnorm.compare.recorded import Recorded, Series
 from lit_resnorm.compare.thinning import SHOWN_STEPS, even_places, kept_places
+from lit_resnorm.explanations import EXPLANATIONS
 from lit_resnorm.quantities import Declared, Quantity, find_declared
 from lit_resnorm.runs.json_lines import plain
 
@@ -58,6 +59,7 @@ def comparison_document(
         groups = grouped(runs, keys)
     configs = [run.config for run in runs]
     columns = columns_of(runs, best=best)
+    findings = findings_of(runs)
     number = len(runs)
     return {
         "format": 1,
@@ -84,7 +86,11 @@ def comparison_document(
         "group_series": _group_series(runs, groups),
         "depth": _depth(runs),
         "quantities": _quantities(runs),
-        "findings": [asdict(one) for one in findings_of(runs)],
+        "findings": [asdict(one) for one in findings],
+        "explanations": {
+            name: asdict(EXPLANATIONS[name])
+            for name in dict.fromkeys(one.name for one in findings)
+        },
     }
 
 

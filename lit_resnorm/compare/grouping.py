@@ -123,13 +123,14 @@ def _names_in_words(runs: Sequence[Recorded]) -> str:
 def grouped(runs: Sequence[Recorded], by: Sequence[str]) -> list[Group]:
     """Return the groups of runs, in the order of their first runs.
 
-    A run without any of the keys is a group of its own.
+    A run without any of the keys, or without any setting, is a group of its own.
     """
     keys = [known_key(key) for key in by]
     found: dict[tuple[Any, ...], list[int]] = {}
     for place, run in enumerate(runs):
         values = tuple(run.config.get(key) for key in keys)
         nothing = all(value is None for value in values) and bool(keys)
+        nothing |= not run.config
         found.setdefault((*values, place if nothing else None), []).append(place)
     telling = [
         index

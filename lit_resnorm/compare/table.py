@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_resnorm.errors import escaped, printable
+from lit_resnorm.explanations import reference
 from lit_resnorm.runs.json_lines import NOT_FINITE
 
 _STYLES = {"bad": "red", "warn": "yellow", "good": "green", "info": "dim"}
@@ -30,7 +31,7 @@ _MOST_FINDINGS = 40
 
 
 def print_comparison(document: Mapping[str, Any], console: Console) -> None:
-    """Print a comparison: skipped runs, differences, the table, findings."""
+    """Print a comparison: skipped runs, differences, the table, findings, advice."""
     for one in document["skipped"]:
         line = printable(f"skipped {one['name']}: {one['reason']}")
         console.print(line, style="yellow", markup=False, highlight=False)
@@ -46,13 +47,29 @@ def print_comparison(document: Mapping[str, Any], console: Console) -> None:
         place = finding["run"]
         name = "" if place is None else f"{document['runs'][place]['name']}: "
         line = f"{mark} {escaped(name + finding['text'])}"
-        if finding["source"]:
-            line += f" [dim]({escaped(finding['source'])})[/]"
+        sources = filter(None, (finding["source"], f"see {reference(finding['name'])}"))
+        line += f" [dim]({escaped('; '.join(sources))})[/]"
         console.print(line, highlight=False)
     if len(findings) > _MOST_FINDINGS:
         console.print(
             f"and {len(findings) - _MOST_FINDINGS} more findings", highlight=False
         )
+    _print_advice(document, console)
+
+
+def _print_advice(document: Mapping[str, Any], console: Console) -> None:
+    """Print once what to do about each kind of trouble that is among the findings."""
+    names = dict.fromkeys(
+        finding["name"]
+        for finding in document["findings"][:_MOST_FINDINGS]
+        if finding["severity"] in ("bad", "warn")
+    )
+    if names:
+        console.print("\nWhat to do:", highlight=False)
+    for name in names:
+        one = document["explanations"][name]
+        line = f"{escaped(one['title'])}: [dim]{escaped(one['advice'])}[/]"
+        console.print(line, highlight=False)
 
 
 def _print_differences(document: Mapping[str, Any], console: Console) -> None:

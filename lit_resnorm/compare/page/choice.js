@@ -145,7 +145,9 @@ function atFirst(comparison, section) {
   const isMain = (key) => !/\/(seconds|failed|stderr|residual)$/.test(key);
   const isCurve = (key) =>
     section !== "training" || comparison.series[key].some((one) => one.step.length > 1);
-  const keys = known.filter((key) => isMain(key) && isCurve(key));
+  const keys = known.filter(
+    (key) => isMain(key) && isCurve(key) && constantOf(comparison, section, key) === null,
+  );
   const firstOf = (pattern) => keys.find((key) => pattern.test(key));
   const liked = LIKED[section].map((patterns) => patterns.map(firstOf).find(Boolean));
   // then what probes declare to be worth a chart, in the order in which they do
@@ -153,8 +155,48 @@ function atFirst(comparison, section) {
   const charts = declared.filter(
     (key) => keys.includes(key) && comparison.quantities[part][key].has_chart,
   );
-  const ordered = new Set([...liked.filter(Boolean), ...charts, ...keys, ...known]);
+  const rest = known.filter((key) => constantOf(comparison, section, key) === null);
+  const ordered = new Set([...liked.filter(Boolean), ...charts, ...keys, ...rest]);
   const most = section === "spectra" ? 1 : CHARTS_AT_FIRST;
   const x = section === "spectra" ? "log" : "linear";
   return [...ordered].slice(0, most).map((key) => ({ key, x, y: "auto" }));
+}
+
+/** Return the numbers of a quantity in one run, whatever the section. */
+function numbersOf(section, one) {
+  if (section === "training") return one.value;
+  return one.values.flat().filter((value) => value !== null);
+}
+
+/** Return the value that a quantity has at every step and site of each run, or null.
+ *
+ * Maps the values to the runs that have them. A value that was measured once over
+ * training is no constant.
+ */
+function constantOf(comparison, section, key) {
+  const part = section === "training" ? comparison.series : comparison[section];
+  const values = new Map();
+  for (const one of part[key]) {
+    const numbers = numbersOf(section, one).map(numeric);
+    if (numbers.length < 2) return null;
+    // not every: NaN equals nothing
+    if (numbers.some((value) => value !== numbers[0])) return null;
+    values.set(numbers[0], [...(values.get(numbers[0]) || []), one.run]);
+  }
+  return values.size ? values : null;
+}
+
+/** Return in words what is constant in each run, empty where nothing is. */
+function constantsInWords(comparison, section) {
+  const told = [];
+  for (const key of keysOf(comparison, section)) {
+    const values = constantOf(comparison, section, key);
+    if (values === null) continue;
+    const { title, codes } = declaredOf(comparison, section, key);
+    const word = (value) => codes?.[value] || String(Number(value.toPrecision(4)));
+    const known = [...values.keys()].sort((a, b) => a - b);
+    const few = known.slice(0, 3).map(word).join(", ") + (known.length > 3 ? ", ..." : "");
+    told.push(`${title ?? key} ${few}${known.length > 1 ? " (by run)" : ""}`);
+  }
+  return told.length ? `The same throughout each run: ${told.join("; ")}.` : "";
 }

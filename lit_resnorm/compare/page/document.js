@@ -101,6 +101,7 @@ function complete(raw) {
     depth: raw.depth || {},
     spectra: { ...rankedSeries(raw.series || {}), ...raw.spectra },
     findings: raw.findings || [],
+    explanations: raw.explanations || {},
     quantities: { series: {}, depth: {}, ...raw.quantities },
   };
 }

@@ -23,7 +23,9 @@ function showFindings(comparison, choice) {
   const section = opened("findings");
   const general = comparison.findings.filter((finding) => finding.run == null);
   section.append(html("p", { class: "lead" }, overview(comparison)));
-  if (general.length) section.append(findingList(general.map((f) => findingItem(f))));
+  const { explanations } = comparison;
+  const items = general.map((finding) => findingItem(explanations, finding));
+  if (items.length) section.append(findingList(items));
   const cards = comparison.groups
     .map((group) => ({ group, findings: findingsOf(comparison, group) }))
     .filter(({ findings }) => findings.length)
@@ -76,7 +78,7 @@ function card(comparison, choice, group, findings) {
   const under = names === group.label ? null : html("p", { class: "soft under" }, names);
   const items = findings.map((finding) => {
     const { name } = comparison.runs[finding.run];
-    return findingItem(finding, name, isOne ? "" : name);
+    return findingItem(comparison.explanations, finding, name, isOne ? "" : name);
   });
   return html("article", { class: `card ${worst}` }, title, under, findingList(items));
 }
@@ -109,7 +111,18 @@ function withoutName(text, name) {
   return name && text.startsWith(`${name}: `) ? text.slice(name.length + 2) : text;
 }
 
-function findingItem(finding, title = "", name = title) {
+/** Return what a finding means and what to do, folded; null where nothing is known. */
+function explained(explanations, finding) {
+  const own = Object.hasOwn(explanations, finding.name) ? explanations[finding.name] : null;
+  if (!own) return null;
+  const word = rankOf(finding) < SEVERITIES.info.rank ? "what to do" : "what it means";
+  const summary = html("summary", {}, word, hidden(` (${own.title})`));
+  const meaning = html("p", {}, String(own.meaning));
+  const advice = html("p", {}, html("b", {}, "What to do: "), String(own.advice));
+  return html("details", { class: "explained" }, summary, meaning, advice);
+}
+
+function findingItem(explanations, finding, title = "", name = title) {
   const severity = severityOf(finding);
   const { word, sign } = SEVERITIES[severity];
   const source = finding.source
@@ -126,6 +139,7 @@ function findingItem(finding, title = "", name = title) {
       name ? html("b", {}, `${name}: `) : null,
       withoutName(String(finding.text ?? ""), title),
       source,
+      explained(explanations, finding),
     ),
   );
 }

@@ -22,6 +22,8 @@ function showSection(comparison, choice, name) {
     choice.change((c) => c[name].push({ key, x: "linear", y: "auto" }));
     grid.lastElementChild.querySelector("select").focus();
   });
+  const constants = constantsInWords(comparison, name);
+  if (constants) section.append(html("p", { class: "soft constant" }, constants));
   section.append(...(controls ? [controls.element] : []), grid, add);
   const panels = [];
   choice.listen(() => {
