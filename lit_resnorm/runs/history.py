@@ -46,7 +46,8 @@ class RunHistory(Logger):
     dropped first, and what is logged again at a kept step is not doubled. Only rank
     0 writes. The logger learns of its Trainer through `log_graph`, which Lightning
     calls unless `enable_autolog_hparams` is off. Once `summary.json` is written,
-    `ended` holds its `status` and `seconds`. Where a logger is finalized amid a run
+    `ended` holds its `status` and `seconds`; `num_kept` is the number of rows that the
+    history held as the latest fit began. Where a logger is finalized amid a run
     (SLURM's warning of a requeue does so) the status is `running` until the run ends.
 
     A step that a callback gives is taken as it is. Values that `validation_step`
@@ -77,6 +78,7 @@ class RunHistory(Logger):
         self._began: float | None = None
         self._seconds_before = 0.0
         self.ended: dict[str, Any] = {}
+        self.num_kept = 0
         self._when_final: list[Callable[[], None]] = []
 
     @property
@@ -132,6 +134,7 @@ class RunHistory(Logger):
         begins = self._writer.go_on(
             steps, epoch, resumed=bool(checkpoint), logged=logged
         )
+        self.num_kept = self._writer.logged()[0]
         if checkpoint and not begins:
             self._look_for_gap(trainer, checkpoint, logged, steps)
         summary = self._summary()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from numbers import Number
+from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -14,10 +15,12 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_resnorm.quantities import SITE_KEY
-from lit_resnorm.runs.files import RESUMED, STEP_KEY
+from lit_resnorm.runs.files import HISTORY, RESUMED, STEP_KEY
 from lit_resnorm.runs.history import RunHistory
-from lit_resnorm.runs.optimizer_steps import checkpoint_steps
+from lit_resnorm.runs.json_lines import NOT_FINITE, read_rows
+from lit_resnorm.runs.optimizer_steps import checkpoint_steps, steps_taken
 from lit_resnorm.runs.steps import StepCount, run_status
+from lit_resnorm.runs.wandb_offline import read_offline_run, run_ids
 
 
 class WandbHistory(WandbLogger):
@@ -31,6 +34,11 @@ class WandbHistory(WandbLogger):
       `failed`), `seconds`, and verdicts in words (`moments/pathology/word`).
     - A run goes on where W&B's own process has died: that is said once, and the rows
       that follow are in `history.jsonl` alone.
+    - An offline run that goes on from a checkpoint sends again what `history.jsonl`
+      holds and W&B's files don't, because W&B hadn't written it when the process was
+      killed. What was logged after the checkpoint can't be taken out of W&B's files:
+      `resumed_from_step` in the config says up to where readers keep it, and -1 in a
+      run that was begun anew.
 
     Arguments are those of `WandbLogger`.
     """
@@ -40,6 +48,8 @@ class WandbHistory(WandbLogger):
         # wandb warns of it whatever it is set to
         if self._wandb_init.get("anonymous") is None:
             self._wandb_init.pop("anonymous", None)
+        self._is_first_fit = True
+        self._owed_by: RunHistory | None = None
 
     @cached_property
     def _steps(self) -> StepCount:
@@ -73,11 +83,54 @@ class WandbHistory(WandbLogger):
         del input_array
         checkpoint = self._steps.begin(model)
         trainer = self._steps.trainer
-        if checkpoint and trainer is not None and trainer.state.fn == "fit":
-            # a reader drops what an earlier process logged after the checkpoint
-            resumed = {RESUMED: checkpoint_steps(checkpoint)}
-            with self._reached():
-                self.experiment.config.update(resumed, allow_val_change=True)
+        if trainer is None or trainer.state.fn != "fit":
+            return
+        with self._reached():
+            if checkpoint:
+                self._go_on_from(checkpoint_steps(checkpoint))
+                histories = [x for x in trainer.loggers if isinstance(x, RunHistory)]
+                self._owed_by = histories[0] if self._is_first_fit else None
+            elif steps_taken(trainer) == 0 and self._recorded_before():
+                self._go_on_from(-1)
+        self._is_first_fit = False
+
+    def _go_on_from(self, step: int) -> None:
+        # a reader drops what an earlier process logged after that step
+        self.experiment.config.update({RESUMED: step}, allow_val_change=True)
+
+    def _recorded_before(self) -> list[Path]:
+        """Return where earlier processes recorded this run offline."""
+        own = Path(self.experiment.sync_dir).resolve()
+        found = run_ids(own.parent).get(self.experiment.id, [])
+        return [path for path in found if path.resolve() != own]
+
+    def _send_owed(self) -> None:
+        """Send what the history had kept as this fit began, and W&B's files haven't.
+
+        That is done with the first row, when every logger knows of its checkpoint.
+        """
+        history, self._owed_by = self._owed_by, None
+        if history is None or self.experiment.offline is not True:
+            return
+        owed: dict[int, dict[str, Any]] = {}
+        for row in read_rows(history.path / HISTORY)[: history.num_kept]:
+            owed.setdefault(row["step"], {}).update(row)
+        try:
+            run = read_offline_run(self.experiment.id, self._recorded_before())
+        except (ValueError, OSError) as error:
+            rank_zero_warn(f"W&B may lack rows from before the checkpoint: {error}")
+            return
+        recorded = {row["step"]: row for row in run.rows}
+        before = self._prefix + self.LOGGER_JOIN_CHAR if self._prefix else ""
+        for step, row in owed.items():
+            there = recorded.get(step, {})
+            lacking = {
+                key: NOT_FINITE.get(value, value) if isinstance(value, str) else value
+                for key, value in row.items()
+                if key not in ("step", "epoch") and there.get(before + key) != value
+            }
+            if lacking:
+                self._log({**lacking, "epoch": row["epoch"]}, step)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -90,11 +143,15 @@ class WandbHistory(WandbLogger):
         """
         step = self._steps.of(step, of_lightning="epoch" in metrics)
         with self._reached():
-            for key, value in metrics.items():
-                if key not in self._defined and isinstance(value, Number | Tensor):
-                    self._defined.add(key)
-                    self._define(key)
-            super().log_metrics(metrics, step)
+            self._send_owed()
+            self._log(metrics, step)
+
+    def _log(self, metrics: Mapping[str, Any], step: int | None) -> None:
+        for key, value in metrics.items():
+            if key not in self._defined and isinstance(value, Number | Tensor):
+                self._defined.add(key)
+                self._define(key)
+        super().log_metrics(metrics, step)
 
     def _define(self, key: str) -> None:
         if key == "epoch" or SITE_KEY.fullmatch(key):
@@ -127,6 +184,7 @@ class WandbHistory(WandbLogger):
         trainer = self._steps.trainer
         if trainer is None or self._experiment is None:
             return
+        self._send_owed()
         ended: dict[str, Any] = {"status": run_status(status, trainer)}
         for logger in trainer.loggers:
             if isinstance(logger, RunHistory) and logger.ended:
