@@ -372,6 +372,19 @@ def test_a_diverged_run_can_go_on():
     assert run.global_step == 16
 
 
+def test_a_run_that_goes_on_knows_that_it_had_diverged(tmp_path):
+    options = {"max_epochs": 1, "limit_val_batches": 0}
+    first = trainer(**options)
+    first.fit(resnet(on_divergence="continue"), datamodule=Data(bad=16))
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    again = resnet(on_divergence="continue")
+    # its weights are no numbers, but for this the checkpoint need not be asked
+    trainer(max_epochs=1).fit(again, datamodule=Data(), ckpt_path=tmp_path / "last.ckpt")
+    assert again.diverged
+    trainer(max_steps=0).fit(again, datamodule=Data())
+    assert not again.diverged
+
+
 @pytest.mark.ddp
 def test_one_rank_that_diverges_stops_both_with_finite_weights():
     module = resnet()

@@ -54,7 +54,8 @@ class LitClassifier(L.LightningModule):
             training without that optimizer step, `continue` goes on regardless.
 
     Attributes:
-        diverged: Whether a training loss wasn't finite since the start of the fit.
+        diverged: Whether a training loss wasn't finite since the start of the fit, in
+            the processes before the one that goes on from a checkpoint too.
 
     Raises:
         ValueError: On another `loss`, `lr_interval` or `on_divergence`.
@@ -93,6 +94,7 @@ class LitClassifier(L.LightningModule):
             "on_divergence", on_divergence, ("stop", "continue")
         )
         self.diverged = False
+        self._had_diverged = False
         self._finite: Tensor | None = None
         self.train_means = EpochMeans()
         self.val_means = EpochMeans()
@@ -175,8 +177,8 @@ class LitClassifier(L.LightningModule):
         self.trainer.should_stop = True
 
     def on_fit_start(self) -> None:
-        """Begin healthy."""
-        self.diverged = False
+        """Begin healthy, or as the checkpoint is that is gone on from."""
+        self.diverged, self._had_diverged = self._had_diverged, False
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means."""
@@ -217,15 +219,22 @@ class LitClassifier(L.LightningModule):
         return self(batch if isinstance(batch, Tensor) else batch[0])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the sums of the training epoch so far, a row a rank."""
+        """Save the sums of the training epoch so far, a row a rank, and `diverged`."""
         rows = self.all_gather(self.train_means.sums)
+        checkpoint["diverged"] = self.diverged
+        checkpoint["losses_finite"] = (
+            None if self._finite is None else self._finite.cpu()
+        )
         checkpoint["train_means"] = torch.as_tensor(rows).reshape(-1, 3).cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the sums."""
+        """Go on with the sums, and be as healthy as the run was."""
         rows = checkpoint.get("train_means")
         if rows is not None and self._trainer is not None:
             trainer = self.trainer
+            if trainer.state.fn == TrainerFn.FITTING:
+                self._had_diverged = checkpoint.get("diverged", False)
+                self._finite = checkpoint.get("losses_finite")
             self.train_means.restore(rows, trainer.global_rank, trainer.world_size)
 
     def _evaluate(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
