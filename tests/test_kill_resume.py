@@ -30,7 +30,12 @@ from lit_resnorm.runs.directories import (
 from lit_resnorm.runs.files import TABLES, read_run
 from lit_resnorm.runs.json_lines import read_rows
 from lit_resnorm.runs.wandb_offline import read_offline_wandb
-from lit_resnorm_callbacks import ActivationRateMonitor, StabilityProbe
+from lit_resnorm_callbacks import (
+    ActivationRateMonitor,
+    FIMEigenvalueProbe,
+    MomentTracer,
+    StabilityProbe,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = os.pathsep.join(str(ROOT / part) for part in ("tests", "", "callbacks"))
@@ -57,6 +62,23 @@ def early_stopping():
     return EarlyStopping("val/loss", min_delta=10.0, patience=1)
 
 
+def twins():
+    return StabilityProbe(cadence=4, num_twins=2, num_examples=16)
+
+
+def moments():
+    return MomentTracer(cadence=2, num_examples=16)
+
+
+def fisher():
+    return FIMEigenvalueProbe(cadence=3, num_examples=8, num_eigenvalues=3)
+
+
+def influence():
+    options = {"name": "influence", "num_twins": 2, "num_examples": 16}
+    return StabilityProbe(method="influence", cadence=6, **options)
+
+
 # three batches an epoch: options of model, checkpoint, trainer, and callbacks
 VARIANTS = {
     "each epoch": ({}, {}, {}, ()),
@@ -75,6 +97,18 @@ VARIANTS = {
         {"every_n_train_steps": 1},
         {"accumulate_grad_batches": 2, "val_check_interval": 1},
         (),
+    ),
+    "amid the batches of a step": (
+        {},
+        {"monitor": "val/loss", "save_top_k": -1},
+        {"accumulate_grad_batches": 3, "val_check_interval": 2, "max_epochs": 4},
+        (twins,),
+    ),
+    "each step, with all probes": (
+        {},
+        {"every_n_train_steps": 1},
+        {},
+        (twins, moments, fisher, influence),
     ),
     "so many steps": (
         {},
@@ -109,6 +143,18 @@ VARIANTS = {
         (early_stopping,),
     ),
     "by hand": ({"by_hand": True}, {}, {"limit_val_batches": 0}, ()),
+    "two ranks, amid the batches of a step": (
+        {},
+        {"monitor": "val/loss", "save_top_k": -1},
+        {
+            "accumulate_grad_batches": 3,
+            "val_check_interval": 2,
+            "max_epochs": 4,
+            "devices": 2,
+            "strategy": "ddp_fork",
+        },
+        (twins,),
+    ),
     "two ranks, each step": (
         {},
         {"every_n_train_steps": 2},
@@ -254,10 +300,6 @@ MOMENTS = {
     "in the table of twins": [CLOSING._replace(count=2, after=True)],
     "as the end is written": [Moment("lit_resnorm.runs.history:summarise")],
 }
-
-
-def twins():
-    return StabilityProbe(cadence=4, num_twins=2, num_examples=16)
 
 
 @pytest.fixture(scope="module")

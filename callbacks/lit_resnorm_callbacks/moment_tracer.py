@@ -226,6 +226,15 @@ class MomentTracer(Probe):
         self._depths: dict[str, int] = {}
         self._theory: dict[str, Any] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the base's state and the depths at which chi was measured."""
+        return {**super().state_dict(), "depths": self._depths}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        super().load_state_dict(state_dict)
+        self._depths = state_dict.get("depths", {})
+
     def prepare(self, module: LightningModule, sites: tuple[Site, ...]) -> None:
         """Choose the sites; say so where there are none."""
         self._chosen = measured_sites(sites, self.sites)

@@ -22,6 +22,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.loops.training_epoch_loop import RestartStage as EpochStage
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from lit_resnorm.runs.files import LOGGED, PENDING
@@ -39,7 +40,8 @@ class ExactResume(Callback):
     (it runs again from its start), the end of the epoch, and the end of the training:
     `on_train_end` is called where Lightning would skip a training that is complete. A
     training that a callback or the module had stopped stays so, unless it goes on with
-    other limits. Values in `trainer.callback_metrics` are there again.
+    other limits. Values in `trainer.callback_metrics` are there again, and so are
+    gradients that were being accumulated (with one process, or DDP).
 
     Checkpoints that are saved in `on_train_batch_end`, in validation hooks, in
     `on_train_epoch_end` or after the last epoch hold what it takes; others are resumed
@@ -99,6 +101,7 @@ class ExactResume(Callback):
             },
             "stopped": trainer.should_stop,
             "limits": _limits(trainer),
+            "gradients": _accumulated(trainer, pl_module, moment),
         }
 
     def _moment(self, trainer: Trainer) -> str | None:
@@ -140,6 +143,21 @@ def _pending_values(trainer: Trainer, module: LightningModule) -> Mapping[str, A
         if not (connector.should_update_logs):
             return {}
     return connector.metrics["log"]
+
+
+def _accumulated(
+    trainer: Trainer, module: LightningModule, moment: str
+) -> dict[str, Tensor]:
+    """Return the gradients that the next step adds to, a row a rank."""
+    amid = (
+        moment not in (_EPOCH_END, _BETWEEN) and trainer.fit_loop._should_accumulate()
+    )
+    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    if not whole or not (amid or not module.automatic_optimization):
+        return {}
+    grads = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+    gather = trainer.strategy.all_gather
+    return {n: gather(g).reshape(-1, *g.shape).cpu() for n, g in grads.items()}
 
 
 def _limits(trainer: Trainer) -> list[Any]:
@@ -213,6 +231,7 @@ class _ResumingFitLoop(_FitLoop):
         trainer._logger_connector._callback_metrics.update(metrics)
         if pending["stopped"] and pending["limits"] == _limits(trainer):
             trainer.should_stop = True
+        self._restore_gradients(pending.get("gradients", {}))
         path = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
         for callback in trainer.checkpoint_callbacks:
             if not isinstance(callback, ModelCheckpoint):
@@ -222,6 +241,13 @@ class _ResumingFitLoop(_FitLoop):
             if path in [Path(one).resolve() for one in saved if one]:
                 callback._last_global_step_saved = trainer.global_step
                 callback._last_checkpoint_saved = str(path)
+
+    def _restore_gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        trainer = self.trainer
+        for name, parameter in trainer.lightning_module.named_parameters():
+            if (rows := gradients.get(name)) is not None:
+                own = rows[trainer.global_rank % len(rows)]
+                parameter.grad = own.to(parameter, copy=True)
 
     def _end_batch(self, pending: Mapping[str, Any]) -> None:
         """Do what follows a batch: its row, the validation that is due."""

@@ -251,8 +251,12 @@ class Probe(Guarded, ABC):
 
     @entered
     def state_dict(self) -> dict[str, Any]:
-        """Return what can't be worked out again: the last step and the records."""
-        return {"last_step": self._last_step, "records": self._records.state_dict()}
+        """Return what can't be worked out again: last step, records, keys."""
+        return {
+            "last_step": self._last_step,
+            "records": self._records.state_dict(),
+            "keys": self._keys,
+        }
 
     @entered
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -261,6 +265,7 @@ class Probe(Guarded, ABC):
         records = Records()
         records.load_state_dict(state_dict["records"])
         self._last_step, self._records = state_dict["last_step"], records
+        self._keys = state_dict.get("keys", [])
 
     @entered
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -138,6 +138,15 @@ class RunFollower:
             self._guarded(trainer, lambda reduce: training.end(trainer, batch, reduce))
         self._under_way |= steps_taken(trainer) > self._first_step
 
+    def pending(self) -> list[dict[str, Any]]:
+        """Return what the twins' next step adds to, a rank each; all ranks call it."""
+        return [] if self.training is None else self.training.pending()
+
+    def add_pending(self, saved: list[dict[str, Any]]) -> None:
+        """Go on amid an accumulation, with what `pending` gave."""
+        if self.training is not None and saved:
+            self.training.add_pending(saved)
+
     def check(self) -> None:
         """See that the twins are what they should be.
 

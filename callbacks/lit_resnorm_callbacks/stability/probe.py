@@ -383,6 +383,8 @@ class StabilityProbe(Probe):
         own = {
             "left_out": self._left_out.state_dict(),
             "twins": None if self._copies is None else self._copies.state_dict(),
+            "pending": self._follower.pending(),
+            "rows": self._rows,
         }
         if self._saved or min(self._left_out.removed) < 0:
             own = {key: self._saved[key] for key in own if key in self._saved}
@@ -489,8 +491,10 @@ class StabilityProbe(Probe):
         saved, self._saved = self._saved, {}
         if saved:
             self._left_out.load_state_dict(saved["left_out"], module.device)
+            self._rows = saved.get("rows", [])
             if self._copies is not None and saved["twins"] is not None:
                 self._copies.load_state_dict(saved["twins"])
+                self._follower.add_pending(saved.get("pending", []))
 
 
 def _check_order(trainer: Trainer, probe: StabilityProbe) -> None:

@@ -111,6 +111,8 @@ class TwinTraining:
         self._begin_batch(opening=not amid)
         if batch_idx == 0 or not self._had_first_pass:
             self._check = GradientCheck(self._name, trainer)
+            if amid:  # in a run that goes on from there
+                self._check.restart(holds=False)
         if self._check is not None:
             self._check.keep_buffers(self._module)
 
@@ -185,6 +187,22 @@ class TwinTraining:
                 world_size=trainer.world_size,
                 keep=True,
             )
+
+    def pending(self) -> list[dict[str, Any]]:
+        """Return what the twins' next step adds to, a rank each; all ranks call it."""
+        trainer = self._module.trainer
+        own = self.twins.pending()
+        if trainer.accumulate_grad_batches == 1 or trainer.world_size == 1:
+            return [own] if own else []
+        found: list[dict[str, Any]] = [{}] * trainer.world_size
+        torch.distributed.all_gather_object(found, own)
+        return found if any(found) else []
+
+    def add_pending(self, saved: list[dict[str, Any]]) -> None:
+        """Go on amid an accumulation, with what `pending` gave."""
+        own = saved[self._module.trainer.global_rank % len(saved)]
+        if own:
+            self.twins.add_pending(own)
 
     def finish(self) -> None:
         """Let the weights be changed: the run has ended."""

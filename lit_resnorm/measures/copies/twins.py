@@ -337,6 +337,23 @@ class Twins(Copies):
             saved = state_dict["optimizer"]
             self._optimizer.load_state_dict(saved, order, self.forked)
 
+    def pending(self) -> dict[str, Any]:
+        """Return what the next step adds to, amid an accumulation on this rank."""
+        if not self._stepping:
+            return {}
+        return {
+            "grads": dict(self._grads),
+            "having": {name: sorted(having) for name, having in self._having.items()},
+            "stepping": sorted(self._stepping),
+        }
+
+    def add_pending(self, saved: Mapping[str, Any]) -> None:
+        """Go on amid an accumulation, with what `pending` gave."""
+        for name, grad in saved["grads"].items():
+            self._grads[name] = grad.to(self.params[name], copy=True)
+            self._having[name] = {*saved["having"].get(name, ())}
+        self._stepping = {*saved["stepping"]}
+
     def _follow_anew(self, optimizer: Optimizer) -> None:
         """Step by copies of another optimizer, which have no state yet."""
         self._source = optimizer
