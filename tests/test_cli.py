@@ -98,7 +98,11 @@ BAD = {
     "no checkpoint": ([*FIT, "--ckpt_path", "no.ckpt"], "--ckpt_path no.ckpt.*no such"),
     "nothing to go on with": ([*FIT, "--ckpt_path", "last"], "--ckpt_path last"),
     "no run of that name": (
-        [*FIT, "--ckpt_path", "last", "--run", "x"],
+        ["test", *FIT[1:], "--ckpt_path", "last", "--run", "x"],
+        "--run x: there is no run",
+    ),
+    "no run of that name whose best is meant": (
+        [*FIT, "--ckpt_path", "best", "--run", "x"],
         "--run x: there is no run",
     ),
     "run that leads elsewhere": ([*FIT, "--run", "../x"], r"--run is '\.\./x'"),

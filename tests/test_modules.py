@@ -379,7 +379,9 @@ def test_a_run_that_goes_on_knows_that_it_had_diverged(tmp_path):
     first.save_checkpoint(tmp_path / "last.ckpt")
     again = resnet(on_divergence="continue")
     # its weights are no numbers, but for this the checkpoint need not be asked
-    trainer(max_epochs=1).fit(again, datamodule=Data(), ckpt_path=tmp_path / "last.ckpt")
+    trainer(max_epochs=1).fit(
+        again, datamodule=Data(), ckpt_path=tmp_path / "last.ckpt"
+    )
     assert again.diverged
     trainer(max_steps=0).fit(again, datamodule=Data())
     assert not again.diverged

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -10,7 +11,7 @@ import time
 
 import pytest
 import yaml
-from killing import Moment, fit, forked, interrupt, recorded, started
+from killing import Moment, fit, forked, interrupt, obey_modes, recorded, started
 from lightning.pytorch import Callback, Trainer
 from matplotlib.figure import Figure
 from test_runs import QUIET, Counter, KillError, loader
@@ -18,6 +19,7 @@ from test_runs import QUIET, Counter, KillError, loader
 import lit_resnorm.cli.fit  # noqa: F401 (imported once, for the forked processes)
 from lit_resnorm.cli import main
 from lit_resnorm.runs import RunHistory, read_run
+from lit_resnorm.runs.directories import last_checkpoint
 from lit_resnorm.runs.lock import LOCK, hold, release
 
 CONFIG = """
@@ -36,6 +38,7 @@ data:
   init_args: {num_train: 60, num_val: 20, batch_size: 20}
 """
 STEP = "lit_resnorm.modules.classifier:LitClassifier.training_step"
+MEASURE = "lit_resnorm_callbacks.activation_rate:ActivationRateMonitor.measure"
 GO_ON = ("--run", "a", "--ckpt_path", "last")
 
 
@@ -165,14 +168,15 @@ class Meanwhile(Callback):
             self.action()
 
 
-def counted(path, *callbacks):
+def counted(path, *callbacks, ckpt_path=None):
     trainer = Trainer(
         logger=RunHistory(path),
         callbacks=list(callbacks),
         enable_checkpointing=False,
         **QUIET,
     )
-    trainer.fit(Counter(), loader(), loader(2))
+    trainer.fit(Counter(), loader(), loader(2), ckpt_path=ckpt_path)
+    return trainer
 
 
 def test_a_run_directory_that_vanishes_is_an_error_at_the_end(tmp_path):
@@ -231,11 +235,65 @@ def test_an_error_in_writing_does_not_hide_what_ended_the_run(tmp_path):
         counted(run, Meanwhile(vanish_and_fail))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_directory_that_cannot_be_written_is_refused_at_once(folder):
     (folder / "runs").mkdir(mode=0o500)
-    assert fit(folder, "--run", "a") == 2
-    assert "Permission denied" in said(folder)
+    assert fit(folder, "--run", "a", before=obey_modes) == 2
+    refused = "--trainer.default_root_dir runs: no run can be written there"
+    assert said(folder).endswith(f"{refused} (Permission denied)\n")
+    assert not [*(folder / "runs").iterdir()]
+
+
+READ_ONLY = {
+    "the run's directory": ((".",), 2, "no run can be written there"),
+    "its lock": ((LOCK,), 2, "no run can be written there"),
+    "its checkpoints": (("checkpoints",), 1, "Permission denied: .*checkpoints"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", READ_ONLY)
+def test_a_run_that_cannot_be_written_any_more_does_not_end_well(folder, what):
+    places, status, reason = READ_ONLY[what]
+    assert fit(folder, "--run", "a", at=Moment(STEP, 5)) == -signal.SIGKILL
+    modes = [0o500 if (run_in(folder) / one).is_dir() else 0o400 for one in places]
+    for one, mode in zip(places, modes, strict=True):
+        (run_in(folder) / one).chmod(mode)
+    assert fit(folder, *GO_ON, before=obey_modes) == status, said(folder)
+    assert re.search(reason, said(folder).splitlines()[-1])
+    assert read_run(run_in(folder)).summary["status"] != "finished"
+    for one in places:
+        (run_in(folder) / one).chmod(0o700)
+    assert fit(folder, *GO_ON) == 0, said(folder)
+
+
+@pytest.mark.slow
+def test_a_run_whose_directory_is_made_read_only_amid_it_fails(folder):
+    def close():
+        run_in(folder).chmod(0o500)
+        (run_in(folder) / "checkpoints").chmod(0o500)
+
+    at = Moment(STEP, 5)
+    assert fit(folder, "--run", "a", at=at, act=close, before=obey_modes) == 1
+    assert "Permission denied" in said(folder).splitlines()[-1]
+    for one in (".", "checkpoints"):
+        (run_in(folder) / one).chmod(0o700)
+    assert read_run(run_in(folder)).summary["status"] != "finished"
+    assert fit(folder, *GO_ON) == 0, said(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"seconds": "x"}', "[" * 9999])
+def test_a_damaged_summary_is_made_anew_from_the_history(tmp_path, text):
+    run, summary = tmp_path / "run", tmp_path / "run/summary.json"
+    trainer = counted(run)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    whole = json.loads(summary.read_text())
+    summary.write_text(text)
+    with pytest.warns(
+        UserWarning, match=r"summary.json is damaged, it is written anew"
+    ):
+        counted(run, ckpt_path=tmp_path / "end.ckpt")
+    made = json.loads(summary.read_text())
+    assert {**made, "seconds": 0} == {**whole, "seconds": 0}
 
 
 SIGNALS = {
@@ -265,3 +323,55 @@ def test_the_lock_names_its_process(tmp_path):
     hold(tmp_path)
     assert (tmp_path / LOCK).read_text().split()[0] == str(os.getpid())
     release(tmp_path)
+
+
+def test_a_loop_that_starts_a_run_again_begins_with_the_same_words(folder):
+    assert fit(folder, *GO_ON, at=Moment(STEP, 2)) == -signal.SIGKILL
+    assert "there is no run runs/small/a yet, it begins" in said(folder)
+    assert fit(folder, *GO_ON, at=Moment(STEP, 5)) == -signal.SIGKILL
+    assert fit(folder, *GO_ON) == 0, said(folder)
+    # a run that is complete is left as it is
+    whole = recorded(run_in(folder))
+    assert fit(folder, *GO_ON) == 0, said(folder)
+    assert recorded(run_in(folder)) == whole
+
+
+SLURM = {
+    "SLURM_JOB_ID": "17",
+    "SLURM_NTASKS": "1",
+    "SLURM_JOB_NAME": "train",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
+REQUEUED_AT = {
+    "amid a batch": Moment(STEP, 5),
+    "amid a validation": Moment(STEP.replace("training", "validation"), 3),
+    "amid a measurement": Moment(MEASURE, 2),
+    "in the last measurement": Moment(MEASURE, 4),
+    "in the closing": Moment("lit_resnorm.runs.writer:RunWriter.write_images"),
+    "before the first batch": Moment(MEASURE, 1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", REQUEUED_AT)
+def test_a_job_that_slurm_requeues_goes_on_where_it_was(folder, monkeypatch, moment):
+    """`scontrol` is one that kills the job at once, as SLURM does a little later."""
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    command = folder / "bin/scontrol"
+    command.parent.mkdir()
+    command.write_text('#!/bin/sh\necho "$@" >> requeued.txt\nkill -9 0\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    probe = "--trainer.callbacks+=ActivationRateMonitor"
+    words = (probe, "--trainer.callbacks.cadence", "2", "--ckpt_path", "last")
+    assert fit(folder, *words, "--run", "whole") == 0, said(folder)
+    send = lambda: os.kill(os.getpid(), signal.SIGUSR1)  # noqa: E731
+    at = REQUEUED_AT[moment]
+    assert fit(folder, *words, "--run", "a", at=at, act=send) == -signal.SIGKILL
+    assert (folder / "requeued.txt").read_text() == "requeue 17\n"
+    assert last_checkpoint(run_in(folder)).name == "hpc_ckpt_1.ckpt"
+    assert fit(folder, *words, "--run", "a") == 0, said(folder)
+    assert recorded(run_in(folder)) == recorded(folder / "runs/small/whole")

@@ -93,10 +93,12 @@ def _callbacks(options: Namespace) -> list[Any]:
 def filled_in(options: Namespace, run_dir: Path) -> None:
     """Put a run's directory, name and id into its loggers and checkpoints.
 
-    What the user has set stays. W&B gets the experiment as group, the variant as type
-    of job, and variant, data and experiment as tags; a run that is resumed keeps its
-    id.
+    What Lightning writes of its own accord goes there too: the checkpoint of a job that
+    SLURM requeues, which another run must not find. What the user has set stays. W&B
+    gets the experiment as group, the variant as type of job, and variant, data and
+    experiment as tags; a run that is resumed keeps its id.
     """
+    options.trainer.default_root_dir = str(run_dir)
     for callback in _many(options.trainer.callbacks):
         if _is(callback, ModelCheckpoint) and callback.init_args.dirpath is None:
             callback.init_args.dirpath = str(run_dir / CHECKPOINTS)

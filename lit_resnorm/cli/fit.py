@@ -162,7 +162,9 @@ class ResNormCLI(LightningCLI):
             type=str | None,
             default=None,
             help="Name of the run; default: a time stamp. With --ckpt_path last or"
-            " best: the run to go on with, default the experiment's newest.",
+            " best: the run to go on with, default the experiment's newest. A run that"
+            " isn't there, or has no checkpoint yet, begins with fit --run NAME"
+            " --ckpt_path last: the words for jobs that are started again and again.",
         )
         parser.add_argument(
             "--test_after_fit",

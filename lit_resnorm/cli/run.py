@@ -10,11 +10,13 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lit_resnorm.cli.defaults import keeps_checkpoints_in_run
+from lit_resnorm.errors import printable
 from lit_resnorm.runs.checkpoints import VARIANT
 from lit_resnorm.runs.directories import (
     best_checkpoint,
@@ -43,8 +45,9 @@ def choose_run(options: Namespace, subcommand: str) -> Path | None:
 
     `last` and `best` go on with a run that is there; a path does where it lies in the
     run that `--run` names. Else the run is a new one, or none under `fast_dev_run`.
-    A run that `--run` names and that was broken off before its first checkpoint was
-    whole begins anew with `last`, as a script that starts a job again needs it.
+    With `last`, a run that `--run` names is begun by `fit` where it isn't there yet,
+    and begins anew where it was broken off before its first checkpoint was whole: a
+    script that starts a job again and again has the same words each time.
 
     Raises:
         ValueError: If a name can't be used, there is nothing to go on with, or another
@@ -56,14 +59,17 @@ def choose_run(options: Namespace, subcommand: str) -> Path | None:
     word = options.ckpt_path
     traceless = bool(options.trainer.fast_dev_run)
     known = folder / name if name and (folder / name).is_dir() else None
+    if known is None and word == "last" and _may_begin(options, subcommand):
+        _tell(f"--ckpt_path last: there is no run {folder / str(name)} yet, it begins")
+        options.ckpt_path = word = None
     if word in ("last", "best"):
-        run = _agreed(options, lambda: known_run(folder, name))
+        run = _agreed(options, folder, lambda: known_run(folder, name))
     elif known and (subcommand != "fit" or _is_in(known, word)):
         run = known
     elif traceless:
         return None
     else:
-        run = _agreed(options, lambda: new_run(folder, name))
+        run = _agreed(options, folder, lambda: new_run(folder, name))
     if not traceless:
         _hold(run)
     if word in ("last", "best"):
@@ -76,15 +82,23 @@ def _chosen_checkpoint(options: Namespace, subcommand: str, run: Path) -> str | 
     weights_only = options.get("weights_only") is not False
     if options.ckpt_path == "best":
         return str(best_checkpoint(run, weights_only=weights_only))
-    may_begin = subcommand == "fit" and options.run is not None
-    if may_begin and keeps_checkpoints_in_run(options) and has_not_begun(run):
+    if _may_begin(options, subcommand) and has_not_begun(run):
+        _tell(f"--ckpt_path last: {run} has no checkpoint, it begins anew")
         if not rank():
-            sys.stderr.write(
-                f"--ckpt_path last: {run} has no checkpoint, it begins anew\n"
-            )
             clear(run)
         return None
     return str(last_checkpoint(run, weights_only=weights_only))
+
+
+def _may_begin(options: Namespace, subcommand: str) -> bool:
+    """Say whether `--ckpt_path last` may begin a run."""
+    named = subcommand == "fit" and options.run is not None
+    return named and keeps_checkpoints_in_run(options)
+
+
+def _tell(line: str) -> None:
+    if not rank():
+        sys.stderr.write(printable(line) + "\n")
 
 
 def _hold(run: Path) -> None:
@@ -107,15 +121,26 @@ def _is_in(run: Path, checkpoint: str | None) -> bool:
     return Path(checkpoint).resolve().is_relative_to(run.resolve())
 
 
-def _agreed(options: Namespace, choose: Callable[[], Path]) -> Path:
+def _agreed(options: Namespace, folder: Path, choose: Callable[[], Path]) -> Path:
     """Return what rank 0 chose."""
     if RUN_DIR in os.environ and rank():
         return Path(os.environ[RUN_DIR])
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.run is None:
-        raise ValueError("--run: name the run where another program starts the ranks")
+    if options.run is None:
+        if _ranks_started_elsewhere() > 1:
+            raise ValueError(
+                "--run: name the run where another program starts the ranks"
+            )
+    elif rank():
+        return folder / options.run
     path = choose()
     os.environ[RUN_DIR] = str(path)
     return path
+
+
+def _ranks_started_elsewhere() -> int:
+    """Return how many ranks torchrun, SLURM or the like have started."""
+    of_slurm = SLURMEnvironment.detect()
+    return int(os.environ.get("SLURM_NTASKS" if of_slurm else "WORLD_SIZE", "1"))
 
 
 def forget_run(run: Path | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +158,9 @@ def _difference(saved: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> st
     return ""
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
-    """Return a folder's checkpoints, the newest first; `last` before its equals."""
-    found = [path for path in folder.glob("*.ckpt") if path.is_file()]
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Return those that are files, the newest first; `last` before its equals."""
+    found = [path for path in paths if path.is_file()]
     return sorted(
         found, key=lambda p: (saved_at(p), p.stem.startswith("last")), reverse=True
     )
@@ -178,7 +178,7 @@ def whole_checkpoint(folder: Path, but: Path | None = None) -> Path | None:
         folder: Of checkpoints.
         but: Passed over, under whichever name it is there.
     """
-    for path in checkpoints_in(folder):
+    for path in newest_first(folder.glob("*.ckpt")):
         if but is not None and but.exists() and path.samefile(but):
             continue
         try:

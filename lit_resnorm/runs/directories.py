@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import zipfile
@@ -12,9 +11,12 @@ from pathlib import Path
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lit_resnorm.errors import printable
-from lit_resnorm.runs.checkpoints import checkpoints_in, load_checkpoint, saved_at
+from lit_resnorm.runs.checkpoints import load_checkpoint, newest_first, saved_at
 from lit_resnorm.runs.files import CHECKPOINTS, FIGURES, HISTORY, SUMMARY, TABLES
+from lit_resnorm.runs.reading import parsed_json, read_text
 
+REQUEUED = "hpc_ckpt_*.ckpt"
+"""Checkpoints that Lightning saves where SLURM requeues a job, in the run directory."""
 _RUN_NAME = re.compile(r"[^\W_][\w .+=@-]{0,99}")
 
 
@@ -79,7 +81,7 @@ def known_run(folder: Path, name: str | None) -> Path:
 
 def checkpoints(run: Path) -> list[Path]:
     """Return a run's checkpoints, the newest first; `last` before others of its age."""
-    return checkpoints_in(run / CHECKPOINTS)
+    return newest_first([*run.glob(f"{CHECKPOINTS}/*.ckpt"), *run.glob(REQUEUED)])
 
 
 def last_checkpoint(run: Path, *, weights_only: bool = True) -> Path:
@@ -117,7 +119,7 @@ def has_not_begun(run: Path) -> bool:
     if any(zipfile.is_zipfile(path) for path in checkpoints(run)):
         return False
     try:
-        summary = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
+        summary = parsed_json(read_text(run / SUMMARY))
     except (OSError, ValueError):
         return True
     ended = isinstance(summary, dict) and summary.get("status")
@@ -126,7 +128,8 @@ def has_not_begun(run: Path) -> bool:
 
 def clear(run: Path) -> None:
     """Take away what a run directory holds of an earlier beginning."""
-    for path in [*run.glob(f"{CHECKPOINTS}/*.ckpt"), run / HISTORY, run / SUMMARY]:
+    saved = *run.glob(f"{CHECKPOINTS}/*.ckpt"), *run.glob(REQUEUED)
+    for path in [*saved, run / HISTORY, run / SUMMARY]:
         path.unlink(missing_ok=True)
     for folder in (TABLES, FIGURES):
         shutil.rmtree(run / folder, ignore_errors=True)

@@ -28,6 +28,7 @@ from torch import Tensor
 from lit_resnorm.runs.files import LOGGED, PENDING
 from lit_resnorm.runs.history import RunHistory
 from lit_resnorm.runs.optimizer_steps import step_tracker, steps_before_batch
+from lit_resnorm.runs.requeue import DeferredRequeue, requeues
 
 _BATCH_END, _VALIDATION, _VALIDATED = "batch end", "validation", "validation end"
 _EPOCH_END, _BETWEEN_EPOCHS = "epoch end", "between epochs"
@@ -42,6 +43,9 @@ class ExactResume(Callback):
     training that a callback or the module had stopped stays so, unless it goes on with
     other limits. Values in `trainer.callback_metrics` are there again, and so are
     gradients that were being accumulated (with one process, or DDP).
+
+    Where SLURM's signal has a job requeued, the checkpoint is saved once the batch in
+    hand has ended, or a batch of a validation, not amid it.
 
     Checkpoints that are saved in `on_train_batch_end`, in validation hooks, in
     `on_train_epoch_end` or after the last epoch hold what it takes; others are resumed
@@ -62,11 +66,33 @@ class ExactResume(Callback):
             trainer.fit_loop.__class__ = _ResumingFitLoop
         if type(trainer.fit_loop.epoch_loop) is _TrainingEpochLoop:
             trainer.fit_loop.epoch_loop.__class__ = _ResumingEpochLoop
+        loop = trainer.fit_loop
+        if (
+            isinstance(loop, _ResumingFitLoop)
+            and isinstance(loop.epoch_loop, _ResumingEpochLoop)
+            and requeues(trainer)
+        ):
+            loop.requeue = DeferredRequeue(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that a validation began."""
         del trainer, pl_module
         self._validated = False
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Don't let a requeue wait until a long validation has ended."""
+        del pl_module, outputs, batch, batch_idx, dataloader_idx
+        # ranks may have other numbers of these batches
+        if trainer.state.fn == "fit" and trainer.world_size == 1:
+            _requeue_if_due(trainer.fit_loop)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that the rows of the validation are written."""
@@ -110,6 +136,8 @@ class ExactResume(Callback):
         batches = loop.epoch_loop.batch_progress.state_dict()["current"]
         if trainer.state.fn != "fit" or trainer.sanity_checking or not epochs["ready"]:
             return None
+        if getattr(loop.epoch_loop, "at_batch_end", False):
+            return _VALIDATION
         if trainer.validating:
             return _VALIDATED if self._validated else _VALIDATION
         begun = epochs["ready"] == epochs["started"]
@@ -150,7 +178,8 @@ def _accumulated(
 ) -> dict[str, Tensor]:
     """Return the gradients that the next step adds to, a row a rank."""
     amid = (
-        moment not in (_EPOCH_END, _BETWEEN) and trainer.fit_loop._should_accumulate()
+        moment not in (_EPOCH_END, _BETWEEN_EPOCHS)
+        and trainer.fit_loop._should_accumulate()
     )
     whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
     if not whole or not (amid or not module.automatic_optimization):
@@ -178,6 +207,16 @@ class _ResumingEpochLoop(_TrainingEpochLoop):
     """Lightning's, which goes on amid an epoch where nothing is pending any more."""
 
     nothing_pending = False
+    at_batch_end = False
+    """Whether a batch has ended but for a validation that may be due."""
+
+    def on_advance_end(self, data_fetcher: Any) -> None:
+        self.at_batch_end = True
+        try:
+            _requeue_if_due(self.trainer.fit_loop)
+        finally:
+            self.at_batch_end = False
+        super().on_advance_end(data_fetcher)
 
     def on_run_start(self, data_fetcher: Any) -> None:
         super().on_run_start(data_fetcher)
@@ -190,6 +229,7 @@ class _ResumingFitLoop(_FitLoop):
     """Lightning's, which begins with what was pending in a checkpoint."""
 
     pending: Mapping[str, Any] | None = None
+    requeue: DeferredRequeue | None = None
     epoch_loop: _ResumingEpochLoop
 
     @property
@@ -209,6 +249,11 @@ class _ResumingFitLoop(_FitLoop):
         pending, self.pending = self.pending, None
         if pending is not None:
             self._make_up_for(pending)
+
+    def on_run_end(self) -> None:
+        _requeue_if_due(self)
+        super().on_run_end()
+        _requeue_if_due(self)
 
     def _make_up_for(self, pending: Mapping[str, Any]) -> None:
         _Loop.restarting.fset(self, False)  # pyright: ignore[reportOptionalCall]
@@ -273,3 +318,8 @@ class _ResumingFitLoop(_FitLoop):
         self.trainer._logger_connector.log_metrics({**row})
         loop._batches_that_stepped += 1
         progress.increment_completed()
+
+
+def _requeue_if_due(loop: _FitLoop) -> None:
+    if isinstance(loop, _ResumingFitLoop) and loop.requeue is not None:
+        loop.requeue.do_if_due()
