@@ -33,8 +33,12 @@ from lit_resnorm.runs.files import (
 )
 from lit_resnorm.runs.json_lines import read_rows, replace_file
 from lit_resnorm.runs.optimizer_steps import checkpoint_steps, steps_taken
+from lit_resnorm.runs.reading import parsed_json, read_text
 from lit_resnorm.runs.steps import StepCount, is_under_way, run_status
 from lit_resnorm.runs.writer import RunWriter
+
+_MAPPINGS = ("values", "verdicts", "quantities", "versions")
+"""Parts of a summary that are objects."""
 
 
 class RunHistory(Logger):
@@ -328,8 +332,8 @@ class RunHistory(Logger):
     def _summary(self) -> dict[str, Any]:
         path = self.path / SUMMARY
         try:
-            return dict(json.loads(path.read_text())) if path.exists() else {}
-        except (ValueError, TypeError) as error:
+            return _sound_summary(parsed_json(read_text(path))) if path.exists() else {}
+        except ValueError as error:
             rank_zero_warn(f"{path} is damaged, it is written anew: {error}")
             return {}
 
@@ -343,6 +347,17 @@ def _collected(errors: list[OSError]) -> Iterator[None]:
         yield
     except OSError as error:
         errors.append(error)
+
+
+def _sound_summary(summary: Any) -> dict[str, Any]:
+    """Return a summary; raise ValueError if it or a part of it is of another kind."""
+    if not isinstance(summary, dict):
+        raise ValueError(f"it holds {type(summary).__name__}, no object")
+    kinds = {"seconds": int | float, **dict.fromkeys(_MAPPINGS, dict), "status": str}
+    for key, kind in kinds.items():
+        if key in summary and not isinstance(summary[key], kind):
+            raise ValueError(f"its {key!r} is {type(summary[key]).__name__}")
+    return summary
 
 
 def _is_amid_rows(checkpoint: Mapping[str, Any]) -> bool:

@@ -67,6 +67,8 @@ def release(run: Path) -> None:
 
 def _locked(run: Path) -> int | None:
     path = run / LOCK
+    if not os.access(run, os.W_OK):  # a lock that is there may be written all the same
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(run))
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
