@@ -106,11 +106,11 @@ def test_of_two_resumes_at_once_one_is_refused_in_a_line(folder):
     def slow():
         os.chdir(folder)
         interrupt(Moment(STEP, 1), lambda: (folder / "under_way").touch())
-        interrupt(Moment(STEP, 2), lambda: time.sleep(60))
+        interrupt(Moment(STEP, 2), lambda: time.sleep(600))
         return main(["fit", "--config", "small.yaml", *GO_ON])
 
     first = started(slow, said=folder / "first.txt")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (folder / "under_way").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     try:
