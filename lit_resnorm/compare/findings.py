@@ -103,7 +103,7 @@ def _learning(run: Recorded) -> _Said:
     loss = training_loss(run)
     if loss is None or len(loss.value) < 2:
         return
-    first, last = _ends(loss.value)
+    first, last = _first_and_last(loss.value)
     steps = int(loss.step[-1]) - int(loss.step[0])
     numbers = f"from {first:.3g} to {last:.3g} over {steps} steps"
     if 0 < first * HARDLY_FELL < last:
@@ -115,7 +115,7 @@ def _learning(run: Recorded) -> _Said:
         yield "good", "learned", f"training loss {numbers}{at}", "training loss"
 
 
-def _ends(values: NDArray[np.float64]) -> tuple[float, float]:
+def _first_and_last(values: NDArray[np.float64]) -> tuple[float, float]:
     """Return the means of the first and of the last tenth of the finite values."""
     finite = values[np.isfinite(values)]
     number = max(1, len(finite) // 10)
