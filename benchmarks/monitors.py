@@ -32,6 +32,8 @@ from lit_resnorm.measures.moments import flow_between_sites, signal_and_noise
 from lit_resnorm_callbacks import (
     ActivationRateMonitor,
     FIMEigenvalueProbe,
+    GradientMonitor,
+    HeadroomProbe,
     MomentTracer,
     Probe,
 )
@@ -70,6 +72,17 @@ class StepTimer(L.Callback):
     def on_train_batch_end(self, *_: object) -> None:
         """Stop it."""
         self.times.append(time.process_time() - self._started)
+
+
+class IterationTimer(L.Callback):
+    """Times each iteration, with all that callbacks do in it."""
+
+    def __init__(self) -> None:
+        self.starts: list[float] = []
+
+    def on_train_batch_start(self, *_: object) -> None:
+        """Note the time."""
+        self.starts.append(time.process_time())
 
 
 def timed(probe: Probe) -> list[float]:
@@ -168,6 +181,52 @@ def report_training(name: str, repeats: int) -> None:
     print(f"  {'together':32} {100 * total:6.2f}")
 
 
+STEP_PROBES = {
+    "GradientMonitor": (lambda **o: GradientMonitor(noise_cadence=None, **o), 100),
+    "  its noise scale": (lambda **o: GradientMonitor(noise_cadence=1, **o), 1000),
+    "HeadroomProbe": (HeadroomProbe, 100),
+}
+"""What makes a probe of steps, and the steps between its measurements."""
+
+
+def report_steps(name: str, repeats: int) -> None:
+    """Print what probes of the run's steps cost, in steps of the same run."""
+    make, shape = ITEMS[name]
+    print(f"\n{name}: probes of steps, one measurement in training steps")
+    found = {}
+    for label, (kind, every) in STEP_PROBES.items():
+        torch.manual_seed(0)
+        data = TensorDataset(torch.randn(shape), torch.randint(10, shape[:1]))
+        loader = DataLoader(data, shape[0])
+        timer = IterationTimer()
+        trainer = L.Trainer(
+            max_steps=4 * (repeats + 1),
+            callbacks=[timer, kind(cadence=4, dataloader=loader)],
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Module(make()), loader)
+        ends = zip(timer.starts[1:], timer.starts[:-1], strict=True)
+        times = [end - start for end, start in ends][4:]
+        # every fourth measures, the one before it stands by, the others are bare
+        measuring, bare, idle, before = (
+            statistics.median(times[i::4]) for i in range(4)
+        )
+        bare = (bare + idle) / 2
+        found[label] = (measuring + before - 2 * bare) / bare
+        if label == "  its noise scale":
+            found[label] -= found["GradientMonitor"]
+        print(
+            f"  {label:32} {found[label]:6.2f}"
+            f"   ({100 * found[label] / every:.2f} % every {every}; a step takes"
+            f" {bare * 1e3:.1f} ms)"
+        )
+
+
 @contextmanager
 def weights_and_biases(net: nn.Module) -> Iterator[Callable[[], None]]:
     """Watch with W&B, offline, gradients and weights at every step."""
@@ -264,6 +323,7 @@ def main() -> None:
     for name in ("W1", "W2"):
         report_measurements(name, repeats)
         report_training(name, repeats)
+        report_steps(name, repeats)
         report_peers(name, repeats)
 
 

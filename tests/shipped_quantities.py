@@ -13,6 +13,8 @@ from lit_resnorm.compare.shipped import FILE
 from lit_resnorm_callbacks import (
     ActivationRateMonitor,
     FIMEigenvalueProbe,
+    GradientMonitor,
+    HeadroomProbe,
     HessianProbe,
     MomentTracer,
     StabilityProbe,
@@ -24,6 +26,8 @@ PROBES = (
     MomentTracer,
     ActivationRateMonitor,
     StabilityProbe,
+    GradientMonitor,
+    HeadroomProbe,
 )
 PATH = resources.files("lit_resnorm.compare") / FILE
 

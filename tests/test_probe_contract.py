@@ -35,6 +35,8 @@ from lit_resnorm_callbacks import (
     ActivationRateMonitor,
     Cadence,
     FIMEigenvalueProbe,
+    GradientMonitor,
+    HeadroomProbe,
     HessianProbe,
     MomentTracer,
     StabilityProbe,
@@ -43,24 +45,42 @@ from lit_resnorm_callbacks import (
 PROBES = {
     "activation": ActivationRateMonitor,
     "fim": FIMEigenvalueProbe,
+    "gradients": GradientMonitor,
+    "headroom": HeadroomProbe,
     "hessian": HessianProbe,
     "moments": MomentTracer,
     "stability": StabilityProbe,
 }
 # Dozens of products a measurement: their part of the contract is slow.
 OF_PRODUCTS = ("hessian",)
+# These share what they do around a step, and in the quick tests a part of the contract.
+OF_STEPS = ("gradients", "headroom")
+# A headroom is that of a step: the weights that a training ends with have none.
+OF_WEIGHTS = {name: probe for name, probe in PROBES.items() if name != "headroom"}
 
 
-def cases_of(probes):
+def last(probe, step):
+    """The step at a training's end, where a probe measures there."""
+    return [step] * (probe in OF_WEIGHTS.values())
+
+
+def cases_of(probes, slow=OF_PRODUCTS):
     """Return cases of probes by name."""
     return [
-        pytest.param(probe, id=name, marks=[pytest.mark.slow] * (name in OF_PRODUCTS))
+        pytest.param(probe, id=name, marks=[pytest.mark.slow] * (name in slow))
         for name, probe in probes.items()
     ]
 
 
+def mostly_quick(probes):
+    """Return the same, those of steps among the slow tests."""
+    return cases_of(probes, slow=(*OF_PRODUCTS, *OF_STEPS))
+
+
 every_probe = pytest.mark.parametrize("probe", cases_of(PROBES))
-NOT_BY_SITE = ("hessian", "stability")
+every_probe_mostly_quick = pytest.mark.parametrize("probe", mostly_quick(PROBES))
+# These need twins, or a step, where the others look at a network alone.
+NOT_BY_SITE = ("gradients", "headroom", "hessian", "stability")
 BY_SITE = {name: probe for name, probe in PROBES.items() if name not in NOT_BY_SITE}
 every_probe_by_site = pytest.mark.parametrize("probe", BY_SITE.values(), ids=BY_SITE)
 
@@ -156,7 +176,7 @@ TIED = {
 
 
 @pytest.mark.parametrize("variant", TIED.values(), ids=TIED)
-@pytest.mark.parametrize("probe", cases_of(OF_TIED))
+@pytest.mark.parametrize("probe", mostly_quick(OF_TIED))
 def test_training_of_a_variant_with_shared_layers_is_bit_identical(probe, variant):
     def trained(probes):
         L.seed_everything(7, verbose=False)
@@ -208,7 +228,7 @@ def stateful_run(probes, *, devices=1, **options):
     return state, trainer
 
 
-@pytest.mark.parametrize("probe", cases_of(OF_TIED))
+@pytest.mark.parametrize("probe", mostly_quick(OF_TIED))
 def test_training_of_a_model_with_every_kind_of_state_is_bit_identical(probe):
     # Twins say once that they can't follow weights that something else moves.
     moves = probe is not StabilityProbe
@@ -227,7 +247,7 @@ def test_training_of_a_model_whose_state_feeds_its_output_is_bit_identical(probe
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.parametrize("probe", cases_of(OF_TIED))
+@pytest.mark.parametrize("probe", mostly_quick(OF_TIED))
 def test_training_of_a_stateful_model_on_two_ranks_is_bit_identical(probe):
     probes = [probe(cadence=3, num_examples=5)]
     options = {"devices": 2, "moves_weights": probe is not StabilityProbe}
@@ -275,7 +295,7 @@ def test_every_kind_of_state_is_kept_under_all_probes_at_once(devices):
     assert_same_state(probed, stateful_run([], **options)[0])
 
 
-@every_probe
+@pytest.mark.parametrize("probe", cases_of(OF_WEIGHTS))
 def test_measure_alone_changes_nothing(probe):
     L.seed_everything(0, verbose=False)
     module = FunctionalNet()
@@ -302,7 +322,7 @@ def test_measure_alone_changes_nothing(probe):
 def test_probe_runs_at_the_steps_of_its_cadence_once_each(probe):
     recorder = Recorder()
     fit([probe(cadence=7)], logger=recorder)
-    assert recorder.steps(probe().name) == [0, 7, 14, 20]
+    assert recorder.steps(probe().name) == [0, 7, 14, *last(probe, 20)]
     recorder = Recorder()
     only = Cadence(7, at_start=False, at_end=False)
     fit([probe(cadence=only)], logger=recorder)
@@ -319,7 +339,7 @@ def test_steps_count_optimizer_steps_under_accumulation_and_mid_epoch_validation
         accumulate_grad_batches=3,
         val_check_interval=2,
     )
-    assert recorder.steps(probe().name) == [0, 2, 4, 6]
+    assert recorder.steps(probe().name) == [0, 2, 4, *last(probe, 6)]
 
 
 class TwoOptimizers(FunctionalNet):
@@ -432,7 +452,7 @@ def test_probe_works_from_validate_and_test_under_inference_mode(probe):
         assert all(math.isfinite(v) for v in values(trainer, probe().name).values())
 
 
-@every_probe
+@pytest.mark.parametrize("probe", mostly_quick(OF_WEIGHTS))
 def test_testing_the_trained_weights_measures_them_once_and_changed_ones_again(probe):
     recorder = Recorder()
     trainer, module = fit([probe(cadence=20)], logger=recorder)
@@ -444,7 +464,7 @@ def test_testing_the_trained_weights_measures_them_once_and_changed_ones_again(p
     assert recorder.steps(probe().name) == [0, 20, 20]
 
 
-@every_probe
+@every_probe_mostly_quick
 def test_sanity_check_measures_nothing(probe):
     recorder = Recorder()
     fit([probe(cadence=Cadence(100, False, False))], logger=recorder, steps=2)
@@ -464,13 +484,13 @@ def test_fast_dev_run_measures_once(probe):
     assert len(counted) == 1
 
 
-@every_probe
+@every_probe_mostly_quick
 def test_csv_logger_keeps_every_row(probe, tmp_path):
     fit([probe(cadence=5)], logger=CSVLogger(tmp_path, flush_logs_every_n_steps=1))
     text = next(tmp_path.rglob("metrics.csv")).read_text()
     header, *rows = (line.split(",") for line in text.splitlines())
-    column = next(i for i, key in enumerate(header) if key.startswith(probe().name))
-    assert sum(bool(row[column]) for row in rows) == 5
+    column = next(i for i, key in enumerate(header) if key == f"{probe().name}/seconds")
+    assert sum(bool(row[column]) for row in rows) == 4 + len(last(probe, 20))
 
 
 @every_probe_by_site
@@ -491,7 +511,7 @@ def test_torchvision_resnet_is_measured_as_it_is(probe):
     assert f"{probe().name}/failed" not in measured
 
 
-@every_probe
+@every_probe_mostly_quick
 def test_dict_batches_reach_forward_by_the_names_of_its_parameters(probe):
     class Dicts(FunctionalNet):
         def forward(self, x, scale=None):
@@ -564,7 +584,7 @@ COMPILED = {
 # Dynamo's, where it traces `self.log`.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("make", COMPILED.values(), ids=COMPILED)
-@every_probe
+@every_probe_mostly_quick
 def test_passes_of_probes_run_nothing_that_is_compiled(probe, make):
     def run(probes):
         torch.compiler.reset()
@@ -648,7 +668,7 @@ def planted(probe, name):
     return type(probe.__name__, (probe,), {name: fails})
 
 
-@every_probe
+@every_probe_mostly_quick
 @pytest.mark.parametrize("hook", RUN_HOOKS)
 def test_no_hook_that_fails_ends_or_changes_a_run(probe, hook, tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=3)
@@ -684,7 +704,7 @@ class Refusing(Recorder):
         raise BrokenPipeError("planted")
 
 
-@every_probe
+@every_probe_mostly_quick
 @pytest.mark.parametrize("method", ["log_table", "log_image"])
 def test_a_logger_that_takes_no_table_or_image_costs_the_others_nothing(probe, method):
     other = Recorder()
@@ -693,7 +713,7 @@ def test_a_logger_that_takes_no_table_or_image_costs_the_others_nothing(probe, m
         warnings.simplefilter("always")
         trainer, module = fit([probe(cadence=3)], steps=7, logger=loggers)
     assert sum("planted" in str(each.message) for each in warned) <= 1
-    assert other.steps(probe().name) == [0, 3, 6, 7]
+    assert other.steps(probe().name) == [0, 3, 6, *last(probe, 7)]
     assert_same_state(
         training_state(trainer, module), training_state(*fit([], steps=7))
     )
@@ -778,7 +798,7 @@ def test_a_refusal_before_the_first_step_names_the_probe():
         assert fit([Late()], steps=3)[0].global_step == 3
 
 
-@every_probe
+@every_probe_mostly_quick
 @pytest.mark.parametrize("state", [{}, {"last_step": 3, "records": 7}, {"x": 1}])
 def test_a_damaged_state_is_a_warning_and_the_probe_begins_anew(probe, state):
     fresh = probe(cadence=2)
@@ -786,7 +806,7 @@ def test_a_damaged_state_is_a_warning_and_the_probe_begins_anew(probe, state):
         fresh.load_state_dict(state)
     recorder = Recorder()
     fit([fresh], steps=4, logger=recorder)
-    assert recorder.steps(probe().name) == [0, 2, 4]
+    assert recorder.steps(probe().name) == [0, 2, *last(probe, 4)]
 
 
 class NoForward(L.LightningModule):
@@ -819,7 +839,7 @@ class OtherShape(NoForward):
         return self.n(x[:, :4])
 
 
-@every_probe
+@every_probe_mostly_quick
 @pytest.mark.parametrize("module", [NoForward, TwoInputs, ByKeyword, OtherShape])
 def test_a_model_that_cannot_be_run_is_refused_with_probe_reason_and_option(
     probe, module

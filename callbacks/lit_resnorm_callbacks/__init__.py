@@ -2,6 +2,8 @@
 
 from lit_resnorm_callbacks.activation_rate import ActivationRateMonitor
 from lit_resnorm_callbacks.fim_eigenvalues import FIMEigenvalueProbe
+from lit_resnorm_callbacks.gradient_monitor import GradientMonitor
+from lit_resnorm_callbacks.headroom_probe import HeadroomProbe
 from lit_resnorm_callbacks.hessian import HessianProbe
 from lit_resnorm_callbacks.moment_tracer import MomentTracer
 from lit_resnorm_callbacks.probe.probe import Cadence, Probe
@@ -11,6 +13,8 @@ __all__ = [
     "ActivationRateMonitor",
     "Cadence",
     "FIMEigenvalueProbe",
+    "GradientMonitor",
+    "HeadroomProbe",
     "HessianProbe",
     "MomentTracer",
     "Probe",

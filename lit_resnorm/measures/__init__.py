@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         empirical_fisher_spectrum,
         fisher_spectrum,
     )
+    from lit_resnorm.measures.gradients import gradient_noise
     from lit_resnorm.measures.hessian import HessianSpectrum, hessian_spectrum
     from lit_resnorm.measures.losses.probe_loss import read_loss
     from lit_resnorm.measures.moments import pathology, propagate, signal_and_noise
@@ -26,6 +27,7 @@ __all__ = [
     "activation_rates",
     "empirical_fisher_spectrum",
     "fisher_spectrum",
+    "gradient_noise",
     "hessian_spectrum",
     "hutchinson_trace",
     "pathology",
@@ -45,6 +47,7 @@ __getattr__ = exported(
         "activation_rates": "activation",
         "empirical_fisher_spectrum": "fisher",
         "fisher_spectrum": "fisher",
+        "gradient_noise": "gradients",
         "HessianSpectrum": "hessian",
         "hessian_spectrum": "hessian",
         "hutchinson_trace": "spectra",

@@ -8,6 +8,8 @@ from itertools import chain
 import torch
 from torch import nn
 
+from lit_resnorm.measures.passes.sharded import own_part
+
 
 @torch.no_grad()
 def fingerprint(module: nn.Module) -> str:
@@ -20,7 +22,7 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        values = tensor.detach()
+        values = own_part(tensor)
         if values.layout != torch.strided:
             values = values.to_dense()
         flat = values.contiguous().flatten().cpu()

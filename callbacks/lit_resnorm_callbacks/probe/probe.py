@@ -60,6 +60,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_COMPARED_ROWS = 8
+"""Rows on which a loss is compared at set-up."""
+
 Batch = Any
 """This rank's share of the probe batch, as the loader gives it."""
 
@@ -123,6 +126,7 @@ class Probe(Guarded, ABC):
         quantities: What the probe's values are; those of every probe (`seconds`,
             `failed`) aside.
         section: Heading under which its charts stand; by default the probe's name.
+        takes_shards: Whether it measures where a rank has a part of the weights alone.
 
     Raises:
         ValueError: If an option can't be right.
@@ -130,6 +134,7 @@ class Probe(Guarded, ABC):
 
     quantities: ClassVar[tuple[Quantity, ...]] = ()
     section: ClassVar[str] = ""
+    takes_shards: ClassVar[bool] = False
     _guards = HOOKS | {"run"}
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -188,6 +193,8 @@ class Probe(Guarded, ABC):
         self.strict = strict
         self._given = {"batch": batch, "dataloader": dataloader}
         self._batch: Batch = None
+        # The first rows of the whole, the same on every rank.
+        self._few: Batch = None
         self._last_step: int | None = None
         self._steps_before = 0
         # Of the weights that were measured last, where they may be a training's end.
@@ -276,7 +283,7 @@ class Probe(Guarded, ABC):
             raise ValueError(
                 f"two callbacks have the name {self.name!r}; give one a name"
             )
-        check_strategy(trainer, self.name)
+        check_strategy(trainer, self.name, takes_shards=self.takes_shards)
         if stage == "fit":
             track_steps(trainer, pl_module)
 
@@ -358,7 +365,7 @@ class Probe(Guarded, ABC):
         self, trainer: Trainer, pl_module: LightningModule, stage: str
     ) -> None:
         """Let go of the probe batch, and of metrics that would block the end."""
-        self._batch = None
+        self._batch = self._few = None
         keep_sendable(trainer, self.prefix)
 
     @entered
@@ -474,6 +481,7 @@ class Probe(Guarded, ABC):
         few = take_rows(batch, slice(2))
         if isinstance(self.forward_fn, ExamplesFirst):
             self.forward_fn.look(module, few)
+        self._few = take_rows(batch, slice(_COMPARED_ROWS))
         sites = self._sites(module, few)
         self._kinds = {site.name: site.kind for site in sites}
         self.prepare(module, sites)

@@ -14,20 +14,29 @@ from lit_resnorm.measures.passes.untouched import Reduce, untouched
 from lit_resnorm.quantities import SITE_KEY
 
 # Strategies that leave only a part of the weights on a rank.
-_SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+_BY_TENSOR = "ModelParallelStrategy"
+_SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", _BY_TENSOR)
 
 # A pipe takes 64 KiB before it is read; the rest is for what else Lightning writes.
 _SENT_BACK = 2**15
 
 
-def check_strategy(trainer: Trainer, name: str) -> None:
+def check_strategy(trainer: Trainer, name: str, *, takes_shards: bool = False) -> None:
     """Refuse strategies that share the weights out.
 
+    Args:
+        trainer: Has a strategy.
+        name: The probe's, for the message.
+        takes_shards: Whether the probe measures sharded tensors (FSDP2, tensor
+            parallelism).
+
     Raises:
-        ValueError: If the trainer has one; `name` is the probe's, for the message.
+        ValueError: If the trainer has one.
     """
-    strategy = type(trainer.strategy).__name__
-    if strategy in _SHARDING:
+    kinds = [kind.__name__ for kind in type(trainer.strategy).__mro__]
+    found = [kind for kind in kinds if kind in _SHARDING]
+    if found and not (takes_shards and found[0] == _BY_TENSOR):
+        strategy = kinds[0]
         raise ValueError(
             f"{name}: {strategy} leaves a part of the weights on each rank,"
             " and a probe needs them whole"

@@ -58,13 +58,7 @@ def trained_loss(
 
         def loss(seed: int) -> Tensor:
             torch.manual_seed(seed)
-            try:
-                found = run(lambda: module.training_step(*arguments), recalibrate=True)
-            except Exception as error:
-                why = f"{type(error).__name__}: {error}"
-                raise NotComparableError(
-                    f"training_step can't be run on the probe batch ({why})"
-                ) from error
+            found = run(lambda: _run_training_step(module, arguments), recalibrate=True)
             return _loss_in(found)
 
         first, again = loss(0), loss(1)
@@ -77,6 +71,38 @@ def trained_loss(
         output = run(forward, recalibrate=True)
         inputs = [x for x in leaves(batch) if isinstance(x, Tensor) and x.ndim]
         yield Trained(slope, weights, output, inputs)
+
+
+def loss_of_training_step(module: LightningModule, batch: Any) -> Tensor:
+    """Return the loss that `training_step` returns for a batch, and log nothing.
+
+    For use within `untouched`. Random numbers are the same each time.
+
+    Args:
+        module: The module.
+        batch: As the module takes it.
+
+    Raises:
+        NotComparableError: If the step can't be run, or returns no loss.
+    """
+    arguments = _arguments(module, batch)
+    torch.manual_seed(0)
+    with _unlogged(module):
+        found = _run_training_step(module, arguments)
+    loss = found.get("loss") if isinstance(found, dict) else found
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise NotComparableError("training_step returns no loss of the probe batch")
+    return loss.reshape(())
+
+
+def _run_training_step(module: LightningModule, arguments: list[Any]) -> Any:
+    try:
+        return module.training_step(*arguments)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise NotComparableError(
+            f"training_step can't be run on the probe batch ({why})"
+        ) from error
 
 
 def _arguments(module: LightningModule, batch: Any) -> list[Any]:

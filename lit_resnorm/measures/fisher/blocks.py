@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_resnorm.measures.fisher.parameter_uses import OuterUse, Use, outer_rows
-from lit_resnorm.measures.passes.sites import Site
+from lit_resnorm.measures.passes.sites import owner_name, owner_site
 from lit_resnorm.measures.passes.tracing import trace
 
 
@@ -184,7 +184,7 @@ def layers_by_site(
     sites = trace(model, forward)
     owned = _by_owner(blocks)
     root = type(model).__name__.lower()
-    named = {_site_name(owner, root, sites): tuple(b) for owner, b in owned.items()}
+    named = {owner_site(owner, root, sites): tuple(b) for owner, b in owned.items()}
     return dict(sorted(named.items()))
 
 
@@ -203,8 +203,7 @@ def layers_by_registration(
 def _by_owner(blocks: Sequence[ParameterBlock]) -> dict[str, list[ParameterBlock]]:
     owned: dict[str, list[ParameterBlock]] = {}
     for block in blocks:
-        owner = block.names[0].rpartition(".")[0].replace("_orig_mod.", "")
-        owned.setdefault(owner.removesuffix("_orig_mod").strip("."), []).append(block)
+        owned.setdefault(owner_name(block.names[0]), []).append(block)
     return owned
 
 
@@ -221,17 +220,3 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 def _squares(rows: Tensor) -> Tensor:
     # Each seed's squares in the rows' own precision, their sum in float64.
     return rows.square().sum(dim=-1).sum(dtype=torch.float64)
-
-
-def _site_name(owner: str, root: str, sites: Sequence[Site]) -> str:
-    numbered = [site.name.split(".", 1) for site in sites]
-    for number, path in numbered:
-        if path == owner:
-            return f"{number}.{path}"
-    for number, path in numbered:
-        if not owner or path.startswith(f"{owner}."):
-            return f"{number}.{owner or root}"
-    for number, path in numbered:
-        if owner.startswith(f"{path}."):
-            return f"{number}.{owner}"
-    return f"{numbered[-1][0] if numbered else '000'}.{owner}"

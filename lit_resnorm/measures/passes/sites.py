@@ -112,6 +112,37 @@ def select(
     return chosen
 
 
+def owner_name(parameter: str) -> str:
+    """Return the name of the module that owns a parameter, as in its eager form."""
+    owner = parameter.rpartition(".")[0].replace("_orig_mod.", "")
+    return owner.removesuffix("_orig_mod").strip(".")
+
+
+def owner_site(owner: str, root: str, sites: Sequence[Site]) -> str:
+    """Return the site of a parameter-owning module: its first application.
+
+    A module that is no site itself takes the number of the first site inside it (a
+    vision transformer with its class token), or of the site that it is a part of (the
+    output projection within an attention).
+
+    Args:
+        owner: The module's name; empty for the network itself.
+        root: What the network itself is called.
+        sites: Of a pass, in the order of execution.
+    """
+    numbered = [site.name.split(".", 1) for site in sites]
+    for number, path in numbered:
+        if path == owner:
+            return f"{number}.{path}"
+    for number, path in numbered:
+        if not owner or path.startswith(f"{owner}."):
+            return f"{number}.{owner or root}"
+    for number, path in numbered:
+        if owner.startswith(f"{path}."):
+            return f"{number}.{owner}"
+    return f"{numbered[-1][0] if numbered else '000'}.{owner or root}"
+
+
 @contextmanager
 def visiting(
     model: nn.Module, sites: Iterable[Site], visitor: Visitor
