@@ -90,10 +90,10 @@ def _extremes_and_trace(
     products: HessianProducts, options: HessianOptions
 ) -> HessianSpectrum:
     several = options.num_eigenvalues > 1
-    top = _several(products, options) if several else _ends(products, options)
+    top = _several(products, options) if several else _searched_ends(products, options)
     smallest = top.smallest
     if several and options.smallest_tol is not None and top.converged:
-        smallest = _ends(products, replace(options, tol=None)).smallest
+        smallest = _searched_ends(products, replace(options, tol=None)).smallest
     trace = error = float("nan")
     if options.num_trace_vectors and top.converged:
         trace, error = trace_estimate(
@@ -132,7 +132,7 @@ class SearchedSpace:
     converged: bool
 
 
-def _ends(products: HessianProducts, options: HessianOptions) -> SearchedSpace:
+def _searched_ends(products: HessianProducts, options: HessianOptions) -> SearchedSpace:
     """Return the largest eigenvalue and the smallest, from one Krylov space."""
     network = products.network
     found = extreme_eigenvalues(
