@@ -403,6 +403,15 @@ _ALL = (
         " `memory`. Weights that aren't finite: see `diverged`. `strict: true` raises.",
     ),
     Explanation(
+        "gradients_alike",
+        "gradients that are all alike",
+        "Every gradient of the probe batch is the same, as where all are zero: their"
+        " covariance is zero, and has neither a shape nor a conditioning, which are"
+        " logged as NaN.",
+        "Look at the loss: at zero everything is learned by heart, or the output is"
+        " saturated. Else the examples of the probe batch are all the same.",
+    ),
+    Explanation(
         "probe_stopped",
         "a probe that stopped",
         "A hook of a callback, or a logger, failed with the exception in brackets. What"

@@ -13,6 +13,7 @@ from lit_resnorm.compare.shipped import FILE
 from lit_resnorm_callbacks import (
     ActivationRateMonitor,
     FIMEigenvalueProbe,
+    GradientCovarianceProbe,
     GradientMonitor,
     HeadroomProbe,
     HessianProbe,
@@ -23,6 +24,7 @@ from lit_resnorm_callbacks import (
 PROBES = (
     FIMEigenvalueProbe,
     HessianProbe,
+    GradientCovarianceProbe,
     MomentTracer,
     ActivationRateMonitor,
     StabilityProbe,

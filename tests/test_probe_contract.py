@@ -35,6 +35,7 @@ from lit_resnorm_callbacks import (
     ActivationRateMonitor,
     Cadence,
     FIMEigenvalueProbe,
+    GradientCovarianceProbe,
     GradientMonitor,
     HeadroomProbe,
     HessianProbe,
@@ -45,6 +46,7 @@ from lit_resnorm_callbacks import (
 PROBES = {
     "activation": ActivationRateMonitor,
     "fim": FIMEigenvalueProbe,
+    "gradcov": GradientCovarianceProbe,
     "gradients": GradientMonitor,
     "headroom": HeadroomProbe,
     "hessian": HessianProbe,
@@ -52,7 +54,7 @@ PROBES = {
     "stability": StabilityProbe,
 }
 # Dozens of products a measurement: their part of the contract is slow.
-OF_PRODUCTS = ("hessian",)
+OF_PRODUCTS = ("gradcov", "hessian")
 # These share what they do around a step, and in the quick tests a part of the contract.
 OF_STEPS = ("gradients", "headroom")
 # A headroom is that of a step: the weights that a training ends with have none.
@@ -80,7 +82,7 @@ def mostly_quick(probes):
 every_probe = pytest.mark.parametrize("probe", cases_of(PROBES))
 every_probe_mostly_quick = pytest.mark.parametrize("probe", mostly_quick(PROBES))
 # These need twins, or a step, where the others look at a network alone.
-NOT_BY_SITE = ("gradients", "headroom", "hessian", "stability")
+NOT_BY_SITE = ("gradcov", "gradients", "headroom", "hessian", "stability")
 BY_SITE = {name: probe for name, probe in PROBES.items() if name not in NOT_BY_SITE}
 every_probe_by_site = pytest.mark.parametrize("probe", BY_SITE.values(), ids=BY_SITE)
 

@@ -2,6 +2,7 @@
 
 from lit_resnorm_callbacks.activation_rate import ActivationRateMonitor
 from lit_resnorm_callbacks.fim_eigenvalues import FIMEigenvalueProbe
+from lit_resnorm_callbacks.gradient_covariance import GradientCovarianceProbe
 from lit_resnorm_callbacks.gradient_monitor import GradientMonitor
 from lit_resnorm_callbacks.headroom_probe import HeadroomProbe
 from lit_resnorm_callbacks.hessian import HessianProbe
@@ -13,6 +14,7 @@ __all__ = [
     "ActivationRateMonitor",
     "Cadence",
     "FIMEigenvalueProbe",
+    "GradientCovarianceProbe",
     "GradientMonitor",
     "HeadroomProbe",
     "HessianProbe",

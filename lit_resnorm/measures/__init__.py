@@ -12,6 +12,10 @@ if TYPE_CHECKING:
         empirical_fisher_spectrum,
         fisher_spectrum,
     )
+    from lit_resnorm.measures.gradient_covariance import (
+        batch_covariance_spectrum,
+        covariance_spectrum,
+    )
     from lit_resnorm.measures.gradients import gradient_noise
     from lit_resnorm.measures.hessian import HessianSpectrum, hessian_spectrum
     from lit_resnorm.measures.losses.probe_loss import read_loss
@@ -25,6 +29,8 @@ __all__ = [
     "FisherSpectrum",
     "HessianSpectrum",
     "activation_rates",
+    "batch_covariance_spectrum",
+    "covariance_spectrum",
     "empirical_fisher_spectrum",
     "fisher_spectrum",
     "gradient_noise",
@@ -47,6 +53,8 @@ __getattr__ = exported(
         "activation_rates": "activation",
         "empirical_fisher_spectrum": "fisher",
         "fisher_spectrum": "fisher",
+        "batch_covariance_spectrum": "gradient_covariance",
+        "covariance_spectrum": "gradient_covariance",
         "gradient_noise": "gradients",
         "HessianSpectrum": "hessian",
         "hessian_spectrum": "hessian",

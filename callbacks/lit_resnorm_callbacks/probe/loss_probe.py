@@ -103,7 +103,7 @@ class LossProbe(Probe):
         if not num_rows(self._batch):
             return
         try:
-            if self.loss_fn is None:
+            if self.read_loss(module, self._batch).is_likelihood:
                 self.likelihood.check(module, self._batch)
             self.check(trainer, module, take_rows(self._batch, slice(2)))
             told = self.loss_fn is None and self.likelihood.is_guess(module)

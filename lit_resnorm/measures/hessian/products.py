@@ -24,7 +24,7 @@ from lit_resnorm.measures.hessian.second_derivative import (
     functions_in,
     naming_operations,
 )
-from lit_resnorm.measures.losses.probe_loss import ProbeLoss
+from lit_resnorm.measures.losses.probe_loss import ProbeLoss, ShapedForward
 from lit_resnorm.measures.passes.batches import Forward, network_output, take_rows
 from lit_resnorm.measures.passes.untouched import Reduce, identity
 
@@ -96,7 +96,7 @@ def hessian_products(
     model: nn.Module, batch: Any, loss: ProbeLoss, options: HessianOptions
 ) -> Iterator[HessianProducts]:
     """Give the Hessian as an operator; the model is untouched afterwards."""
-    forward = _Shaped(options.forward)
+    forward = ShapedForward(options.forward)
     measuring = FisherOptions(
         output=loss.output,
         class_dim=loss.class_dim,
@@ -113,19 +113,6 @@ def hessian_products(
         yield HessianProducts(measured, loss, forward)
 
 
-class _Shaped:
-    """A way to apply a model that remembers whether outputs had one dimension."""
-
-    def __init__(self, forward: Forward) -> None:
-        self._forward = forward
-        self.flat = False
-
-    def __call__(self, model: nn.Module, batch: Any) -> Any:
-        output = self._forward(model, batch)
-        self.flat = isinstance(output, Tensor) and output.ndim == 1
-        return output
-
-
 class HessianProducts:
     """Products with the Hessian of the loss of the whole probe batch, over all ranks.
 
@@ -140,7 +127,7 @@ class HessianProducts:
     """
 
     def __init__(
-        self, measured: Measurement, loss: ProbeLoss, forward: _Shaped
+        self, measured: Measurement, loss: ProbeLoss, forward: ShapedForward
     ) -> None:
         self._measured, self._loss, self._forward = measured, loss, forward
         self._parameters = [*measured.sweep.network.parameters.values()]
@@ -254,12 +241,13 @@ class HessianProducts:
             output = measured.sweep.run(
                 lambda: measured.sweep.network(part, parameters)
             )
-            seen = output.flatten() if self._forward.flat else output
-            losses_NT = self._loss.losses(examples.layout, seen, part)
-            losses_NT = losses_NT.reshape(len(output), -1)
-            shares_NT = examples.scales[rows].square()
-            counted_NT = losses_NT.gather(1, examples.slots[rows])
-            return torch.where(shares_NT > 0, shares_NT * counted_NT, 0).sum()
+            return self._loss.weighted_sum(
+                examples.layout,
+                self._forward.as_given(output),
+                part,
+                examples.scales[rows].square(),
+                examples.slots[rows],
+            )
 
 
 def check_second_derivative(

@@ -22,7 +22,7 @@ from lit_resnorm.measures.losses.likelihood import Likelihood
 from lit_resnorm.measures.losses.options import LikelihoodOptions
 from lit_resnorm.measures.losses.reading import likelihood_of_loss, own_loss
 from lit_resnorm.measures.losses.reduction import losses_of, reduction_of
-from lit_resnorm.measures.passes.batches import network_output, targets_of
+from lit_resnorm.measures.passes.batches import Forward, network_output, targets_of
 
 LossesOfPositions = Callable[[Layout, Tensor, Any], Tensor]
 """Takes how an output lies, the output and its batch; returns losses `(N, T)`."""
@@ -39,6 +39,7 @@ class ProbeLoss:
         class_dim: Dimension of the output that counts an example's outputs.
         weights: Of this rank's examples, `(N,)` or as the labels; None: all the same.
         scale: The factor.
+        is_likelihood: Whether the losses are negative log-likelihoods of `output`.
     """
 
     losses: LossesOfPositions
@@ -46,6 +47,23 @@ class ProbeLoss:
     class_dim: int | None = None
     weights: Tensor | None = None
     scale: float = 1.0
+    is_likelihood: bool = False
+
+    def weighted_sum(
+        self, layout: Layout, output: Tensor, part: Any, shares: Tensor, slots: Tensor
+    ) -> Tensor:
+        """Return the sum of the losses of some rows, each times its share, 0-d.
+
+        Args:
+            layout: How the output lies.
+            output: Of these rows, as the network gives it.
+            part: Their batch.
+            shares: Of the positions that count, `(N, S)`; those of 0 may be anything.
+            slots: Which these are, likewise.
+        """
+        losses_NT = self.losses(layout, output, part).reshape(len(output), -1)
+        counted_NS = losses_NT.gather(1, slots)
+        return torch.where(shares > 0, shares * counted_NS, 0).sum()
 
     def mean(self, output: Tensor, batch: Any) -> Tensor:
         """Return the loss of a whole batch, 0-d; `weights` must be of the same."""
@@ -59,6 +77,27 @@ class ProbeLoss:
             weights_NT = rows_N1.expand_as(losses_NT)
         weighed_NT = torch.where(weights_NT > 0, weights_NT * losses_NT, 0)
         return self.scale * weighed_NT.sum() / weights_NT.sum()
+
+
+class ShapedForward:
+    """A way to apply a model, which gives outputs back the shape that they had.
+
+    Measures take an output of one dimension for a column.
+    """
+
+    def __init__(self, forward: Forward) -> None:
+        self._forward = forward
+        self._is_flat = False
+
+    def __call__(self, model: nn.Module, batch: Any) -> Any:
+        """Return the model's output."""
+        output = self._forward(model, batch)
+        self._is_flat = isinstance(output, Tensor) and output.ndim == 1
+        return output
+
+    def as_given(self, output: Tensor) -> Tensor:
+        """Return the last output as the model gave it."""
+        return output.flatten() if self._is_flat else output
 
 
 def read_loss(
@@ -138,6 +177,7 @@ def probe_loss(
             options.class_dim,
             options.weights(module, batch),
             options.scale(module, batch),
+            is_likelihood=True,
         )
     target = options.target_fn(batch)
     if target is None:
