@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 from lit_resnorm.cli import display, main
+from lit_resnorm.cli.display import StageLines
 from lit_resnorm.cli.fit_help import without_markup
 from lit_resnorm.runs.wandb import WandbHistory
 
@@ -109,3 +110,12 @@ def test_the_help_of_reproduce_says_what_scales_are_and_where_results_go(capsys)
 def test_wandb_is_not_given_what_it_warns_of(tmp_path):
     # what wandb.init is called with, which says so in the terminal alone
     assert "anonymous" not in WandbHistory(save_dir=tmp_path)._wandb_init
+
+
+def test_stages_of_a_command_are_lines_now_and_then():
+    said, times = [], iter([0.0, 5.0, 11.0, 12.0, 22.0])
+    lines = StageLines(said.append, lambda: next(times))
+    for done in range(3):
+        lines("steps at the rate", done, 60)
+    lines("curvature", 0, 1)
+    assert said == ["steps at the rate, 1 of 60, 11 s\n", "curvature, 22 s\n"]

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from lit_resnorm.diagnose import diagnose
 from lit_resnorm.measures.moments import (
     DepthProfile,
     SiteMoments,
     pathology,
     signal_and_noise,
+    spine,
 )
 from lit_resnorm.nets import Style, stacked_net
 
@@ -141,6 +143,31 @@ def test_depth_of_a_residual_net_counts_the_activations_in_its_branches():
     net = stacked_net((20,), 10, depth=6, width=16, **NETS["bn_res"])
     verdict = pathology(signal_and_noise(net, torch.randn(32, 20)))
     assert verdict.num_layers == 12
+
+
+def test_depth_of_a_transformer_counts_its_additions():
+    torch.manual_seed(0)
+    blocks = [
+        nn.TransformerEncoderLayer(
+            16, 2, 32, dropout=0.0, batch_first=True, norm_first=True
+        )
+        for _ in range(6)
+    ]
+    net, x = nn.Sequential(*blocks), torch.randn(16, 5, 16)
+    profile = signal_and_noise(net, x)
+    assert len(profile.of_kind("activation")) == 6
+    assert [*spine(profile).values()] == [*range(1, 13)]
+    verdict = pathology(profile)
+    assert (verdict.pathology, verdict.num_layers) == ("none", 12)
+    assert verdict.effective_rank == profile.of_kind("addition")[-1].effective_rank
+    found = diagnose(
+        nn.Sequential(net, nn.Flatten(), nn.Linear(80, 3)),
+        [(x, (x[:, 0, 0] > 0).long())],
+    )
+    assert [row.depth for row in found.rows if row.kind == "addition"] == [
+        *range(1, 13)
+    ]
+    assert "signal and noise" not in found.not_judged
 
 
 def test_a_network_without_activations_has_no_verdict():

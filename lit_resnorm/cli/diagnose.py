@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.progress import Progress as Bar
 
 from lit_resnorm.cli.arguments import CommandParser
@@ -70,30 +75,36 @@ def diagnose_command(args: Sequence[str]) -> int:
     made = model_and_data(fit_options, parser.option_names(), trust)
     if options.checkpoint is not None:
         _load_checkpoint(made.module, options.checkpoint)
-    console = Console(stderr=True)
-    bar = Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-    # off a terminal some versions of rich leave an empty line
-    with bar if console.is_terminal else nullcontext():
-        task = bar.add_task("diagnose")
-        diagnosis = _diagnosis(
-            made,
-            options,
-            lambda stage, done, total: bar.update(
-                task, description=stage, completed=done, total=total
-            ),
-        )
+    with _told_progress() as progress:
+        diagnosis = _diagnosis(made, options, progress)
     if options.json is not None:
         options.json.write_text(diagnosis.to_json(), encoding="utf-8")
     from lit_resnorm.diagnose.printing import show
 
     show(diagnosis)
     return PATHOLOGICAL if diagnosis.status == "pathological" else SUCCESS
+
+
+@contextmanager
+def _told_progress() -> Iterator[Progress]:
+    """Show progress: a bar in a terminal, else a line now and then."""
+    from lit_resnorm.cli.display import StageLines
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield StageLines()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("diagnose", total=None)
+        yield lambda stage, done, total: bar.update(
+            task, description=stage, completed=done, total=total
+        )
 
 
 def _diagnosis(

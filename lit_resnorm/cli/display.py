@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
@@ -126,3 +127,30 @@ class ProgressLines(ProgressBar):
         line = f"epoch {self._epoch}{of}{where}, step {trainer.global_step}{said}"
         sys.stdout.write(f"{line}, {self._said - self._began:.0f} s\n")
         sys.stdout.flush()
+
+
+class StageLines:
+    """How far the stages of a command have come, in a line now and then: for files.
+
+    Args:
+        write: Takes a line; default: standard error.
+        clock: Returns seconds.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[str], Any] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._write = sys.stderr.write if write is None else write
+        self._clock = clock
+        self._began = self._said = clock()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Say it, if nothing was said for a while."""
+        now = self._clock()
+        if now - self._said < _SECONDS_BETWEEN_LINES:
+            return
+        self._said = now
+        how_far = f", {done} of {total}" if total > 1 else ""
+        self._write(f"{stage}{how_far}, {now - self._began:.0f} s\n")

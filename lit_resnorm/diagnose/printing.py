@@ -16,6 +16,7 @@ from lit_resnorm.diagnose.report import (
     Diagnosis,
     Finding,
     StableRates,
+    Suggestion,
 )
 from lit_resnorm.errors import escaped
 from lit_resnorm.explanations import SLOW, ratio_in_words, reference
@@ -44,7 +45,7 @@ def show(diagnosis: Diagnosis, console: Console | None = None) -> None:
     if console is None and not out.is_terminal:
         out = Console(width=max(out.width, _WIDTH))
     shown = thinned(diagnosis.rows)
-    out.print(_depth_table(diagnosis, shown))
+    out.print(_depth_table(diagnosis, shown, out.width))
     out.print(_legend(shown))
     if len(shown) < len(diagnosis.rows):
         out.print(
@@ -56,8 +57,9 @@ def show(diagnosis: Diagnosis, console: Console | None = None) -> None:
         out.print(escaped(_curvature_line(diagnosis.curvature)), highlight=False)
     if diagnosis.stable_rates is not None:
         out.print(escaped(_stable_rates_line(diagnosis.stable_rates)), highlight=False)
+    advised: list[Suggestion] = []
     for finding in diagnosis.findings:
-        _print_finding(out, finding)
+        _print_finding(out, finding, advised)
     color = _COLORS[diagnosis.status]
     out.print(f"\n[{color}]{escaped(diagnosis.verdict)}[/]", highlight=False)
 
@@ -137,22 +139,35 @@ DEPTH_COLUMNS = (
 """What stands in the table after depth and site."""
 
 
-def _depth_table(diagnosis: Diagnosis, rows: Sequence[DepthRow]) -> Table:
+def _depth_table(diagnosis: Diagnosis, rows: Sequence[DepthRow], width: int) -> Table:
     count = diagnosis.settings["num_examples"]
     table = Table(
         title=f"{escaped(diagnosis.network)}, {count} examples",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
-    table.add_column("depth", justify="right")
-    table.add_column("site", no_wrap=True, max_width=30)
+    table.add_column("depth", justify="right", no_wrap=True)
     columns = _filled_columns(rows)
+    cells = [[column.cell(row) for row in rows] for column in columns]
+    taken = len("depth") + sum(
+        1 + max(len(column.title), *map(len, own), 0)
+        for column, own in zip(columns, cells, strict=True)
+    )
+    table.add_column("site", no_wrap=True)
     for column in columns:
         table.add_column(column.title, justify="right", no_wrap=True)
-    for row in rows:
-        cells = (column.cell(row) for column in columns)
-        table.add_row(str(row.depth), escaped(row.site), *cells)
+    for row, own in zip(rows, zip(*cells, strict=True), strict=True):
+        site = escaped(_shortened(row.site, max(12, width - taken - 4)))
+        table.add_row(str(row.depth), site, *own)
     return table
+
+
+def _shortened(site: str, width: int) -> str:
+    """Return a site's name in so many characters: its place and the end of it."""
+    place, dot, name = site.partition(".")
+    room = width - len(place) - 2
+    return site if len(site) <= width else f"{place}{dot}…{name[-room:]}"
 
 
 def _filled_columns(rows: Sequence[DepthRow]) -> list[DepthColumn]:
@@ -161,7 +176,9 @@ def _filled_columns(rows: Sequence[DepthRow]) -> list[DepthColumn]:
 
 def _legend(rows: Sequence[DepthRow]) -> Table:
     legend = Table(box=None, show_header=False, padding=(0, 1), style="dim")
-    legend.add_row("depth", "layers up to there: activations, or residual additions")
+    legend.add_row(
+        "depth", "layers up to there: activations; in transformers, residual additions"
+    )
     for column in _filled_columns(rows):
         legend.add_row(column.title, column.meaning)
     return legend
@@ -211,7 +228,8 @@ def _stable_rates_line(found: StableRates) -> str:
     return words + "; ".join(parts) + bound
 
 
-def _print_finding(out: Console, finding: Finding) -> None:
+def _print_finding(out: Console, finding: Finding, advised: list[Suggestion]) -> None:
+    """Print a finding, and what is advised that wasn't before."""
     color = _COLORS[finding.severity]
     sources = [finding.source, f"see {reference(finding.name)}"]
     source = f" [dim]({escaped('; '.join(filter(None, sources)))})[/]"
@@ -219,7 +237,12 @@ def _print_finding(out: Console, finding: Finding) -> None:
         f"[{color}]{finding.severity}[/]: {escaped(finding.words)}{source}",
         highlight=False,
     )
-    for advice in finding.suggestions:
+    fresh = [advice for advice in finding.suggestions if advice not in advised]
+    for advice in fresh:
         mark = _PROVENANCE[advice.mark]
         words, source = escaped(advice.words), escaped(advice.source)
         out.print(f"  try: {words} [dim]({source}; {mark})[/]", highlight=False)
+    if len(fresh) < len(finding.suggestions):
+        more = "also " if fresh else ""
+        out.print(f"  try: {more}what is advised above", highlight=False)
+    advised += fresh

@@ -25,7 +25,8 @@ class DepthRow:
     Attributes:
         site: The place's name, in the order of execution.
         kind: `activation`, `addition`, or another kind where there are none of these.
-        depth: Activations up to and with this place.
+        depth: Layers up to and with this place: activations, or in transformers
+            residual additions.
         activation_rate: Share of positive preactivations.
         dead: Share of units that are on for no example.
         effective_rank: Of the channels; 1 where the examples lie on a line.

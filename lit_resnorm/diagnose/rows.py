@@ -19,6 +19,7 @@ from lit_resnorm.measures.moments import (
     signal_and_noise,
 )
 from lit_resnorm.measures.moments.noise import in_float64
+from lit_resnorm.measures.moments.pathology import layer_depths
 from lit_resnorm.measures.passes.flow import Flow
 from lit_resnorm.measures.passes.sites import Site
 from lit_resnorm.measures.separation import separations
@@ -75,15 +76,19 @@ def depth_rows(subject: Subject, flow: Flow, profile: DepthProfile) -> list[Dept
     subject.told("gradients", 0, 1)
     backward = gradient_norms(subject, shown)
     subject.told("gradients", 1, 1)
-    rows, depth = [], 0
-    for site in shown:
-        depth += site.kind == "activation" or not kinds
+    depths = (
+        layer_depths([site.kind for site in shown])
+        if kinds
+        else range(1, len(shown) + 1)
+    )
+    rows = []
+    for site, depth in zip(shown, depths, strict=True):
         moments, own = profile[site.name], rates.get(site.name)
         rows.append(
             DepthRow(
                 site=site.name,
                 kind=site.kind,
-                depth=max(depth, 1),
+                depth=depth,
                 activation_rate=None if own is None else float(own.rate),
                 dead=None if own is None else float(own.dead),
                 effective_rank=_optional(moments.effective_rank),

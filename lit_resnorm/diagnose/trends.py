@@ -28,7 +28,7 @@ convolutional nets scatter about that, by a factor of ten between initialisation
 """
 
 TELLING = 2 * MIN_LAYERS
-"""Activations from which a fallen separation is a pathology.
+"""Layers from which a fallen separation is a pathology.
 
 A plain net of ten layers, which trains, has lost as much; by Labatie's stored values
 its effective rank is 2.8 there and 1.7 at twenty layers.

@@ -175,7 +175,7 @@ def _no_verdict(measured: DepthMeasurement) -> Finding:
     if measured.num_examples < 2:
         why = "one example has no variance: take more"
     elif layers < MIN_LAYERS:
-        why = f"{layers} activations deep, and fewer than {MIN_LAYERS} show no trend"
+        why = f"{layers} layers deep, and fewer than {MIN_LAYERS} show no trend"
     elif measured.without_rule:
         why = f"noise can't pass {', '.join(measured.without_rule)}"
     else:

@@ -57,9 +57,10 @@ class Verdict:
         pathology: `signal`: the examples collapse to a line. `snr`: noise grows
             exponentially over the signal. `none`: neither. `undetermined`: too few
             layers, values that are not finite, or no law that fits.
-        num_layers: Activations on the way to the last point of the trend.
-        effective_rank: Median over the deepest tenth of the activations.
-        exponential: Fit of log chi against depth, in activations.
+        num_layers: Layers on the way to the last point of the trend, see
+            `layer_depths`.
+        effective_rank: Median over the deepest tenth of the layers.
+        exponential: Fit of log chi against depth, in layers.
         power: Fit of log chi against log depth.
     """
 
@@ -78,8 +79,8 @@ class Verdict:
 def pathology(profile: DepthProfile) -> Verdict:
     """Return the verdict on a network from the trends of its profile over depth.
 
-    Log chi at the sites of `spine` is fitted against depth, in activations, and against
-    log depth, over the deepest nine tenths. In this order, the verdict is
+    Log chi at the sites of `spine` is fitted against depth, in layers, and against log
+    depth, over the deepest nine tenths. In this order, the verdict is
 
     - `undetermined` with fewer than 8 layers, or where chi is NaN;
     - `signal` where chi is infinite at the end (all examples equal), or where the
@@ -109,9 +110,8 @@ def pathology(profile: DepthProfile) -> Verdict:
     power = line_fit(np.log(depth[deep]), log_chi[deep])
     num_layers = int(max(depth, default=0))
     residual = any(profile[name].kind == "addition" for name in layers)
-    end, fallen = _rank_trend(
-        profile.of_kind("activation") or profile.of_kind("addition")
-    )
+    counted = _counted_kind([site.kind for site in profile.sites])
+    end, fallen = _rank_trend(profile.of_kind(counted))
     return Verdict(
         pathology=_judge(
             num_layers, log_chi, exponential, power, end, fallen, residual=residual
@@ -124,7 +124,7 @@ def pathology(profile: DepthProfile) -> Verdict:
 
 
 def spine(profile: DepthProfile) -> dict[str, int]:
-    """Return the sites where trends are taken, and how many activations deep each is.
+    """Return the sites where trends are taken, and how many layers deep each is.
 
     Residual additions where there are at least a quarter as many of them as
     activations, else activations.
@@ -132,12 +132,33 @@ def spine(profile: DepthProfile) -> dict[str, int]:
     activations, additions = profile.of_kind("activation"), profile.of_kind("addition")
     residual = 4 * len(additions) >= max(1, len(activations))
     kind = "addition" if residual else "activation"
-    depth, depths = 0, {}
-    for site in profile.sites:
-        depth += site.kind == "activation"
-        if site.kind == kind:
-            depths[site.name] = max(depth, 1)
+    depths = layer_depths([site.kind for site in profile.sites])
+    return {
+        site.name: depth
+        for site, depth in zip(profile.sites, depths, strict=True)
+        if site.kind == kind
+    }
+
+
+def layer_depths(kinds: Sequence[str]) -> list[int]:
+    """Return how many layers deep each site is, at least 1.
+
+    Layers are activations; where there are more residual additions than activations, as
+    in transformers, whose blocks have two of these, they are additions.
+
+    Args:
+        kinds: Of the sites, in the order of execution.
+    """
+    counted = _counted_kind(kinds)
+    depth, depths = 0, []
+    for kind in kinds:
+        depth += kind == counted
+        depths.append(max(depth, 1))
     return depths
+
+
+def _counted_kind(kinds: Sequence[str]) -> str:
+    return max(("activation", "addition"), key=kinds.count)
 
 
 def _judge(
