@@ -12,6 +12,18 @@ os.environ.setdefault("WANDB_MODE", "offline")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def backward_passes_after_forks():
+    """Ranks that a test forks can differentiate, whatever tests ran before.
+
+    Autograd's engine starts with the first backward pass, and once torch.compile is
+    loaded it starts threads that no fork survives.
+    """
+    import torch
+
+    torch.ones((), requires_grad=True).backward()
+
+
 @pytest.fixture(autouse=True)
 def own_process_of_wandb(monkeypatch):
     """What a test starts has a W&B process of its own, not that of an earlier test."""

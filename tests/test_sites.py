@@ -196,3 +196,21 @@ def test_pattern_is_searched_and_a_bad_one_named():
         select(sites, "nope")
     with pytest.raises(ValueError, match=r"'\(', not a regular expression"):
         select(sites, "(")
+
+
+def test_sites_of_one_example_are_those_of_several_where_positions_are_added():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.place = nn.Parameter(torch.randn(1, 4, 6))
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x):
+            h = x + self.place
+            return h + torch.relu(self.layer(h))
+
+    net = Positions()
+    batches = torch.randn(1, 4, 6), torch.randn(3, 4, 6)
+    one, three = (trace(net, lambda x=x: net(x)) for x in batches)
+    assert one == three
+    assert [site.name for site in one] == ["000.layer", "001.relu", "002.add"]

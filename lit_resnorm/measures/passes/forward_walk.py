@@ -150,10 +150,10 @@ def _is_metric(module: nn.Module) -> bool:
 
 
 def _adds_tensors(args: tuple[Any, ...]) -> bool:
+    # Of any shapes: one that is broadcast over the examples has that of a single one.
     return (
         len(args) > 1
         and isinstance(args[0], Tensor)
         and isinstance(args[1], Tensor)
         and args[0].is_floating_point()
-        and args[0].shape == args[1].shape
     )

@@ -184,8 +184,10 @@ class _Tracer(Walk):
             # An activation module's own call is that module's site, not a second one.
             if not _is_activation(module):
                 self._found[entry] = {**fields, "kind": "activation"}
-        elif before[0] and before[1] and before[0].ancestors & before[1].ancestors:
+        elif before[0] and before[1] and args[0].shape == args[1].shape:
             first, second = before[0].ancestors, before[1].ancestors
+            if not first & second:
+                return output
             alone = (first & ~second).bit_count(), (second & ~first).bit_count()
             skip = int(alone[1] < alone[0])
             self._found[entry] = {**fields, "kind": "addition", "skip": skip}
