@@ -412,6 +412,15 @@ _ALL = (
         " saturated. Else the examples of the probe batch are all the same.",
     ),
     Explanation(
+        "mean_not_finite",
+        "a mean over examples that is NaN",
+        "The gradient of every example is 0, so that none has a direction, or the"
+        " values of an example are not finite.",
+        "Gradients of 0: nothing where a head starts at 0 or the loss is used up; else"
+        " see `saturated`. Examples that aren't finite: look at the data, and see"
+        " `not_finite`.",
+    ),
+    Explanation(
         "probe_stopped",
         "a probe that stopped",
         "A hook of a callback, or a logger, failed with the exception in brackets. What"

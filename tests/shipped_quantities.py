@@ -17,7 +17,9 @@ from lit_resnorm_callbacks import (
     GradientMonitor,
     HeadroomProbe,
     HessianProbe,
+    IterativeInferenceMonitor,
     MomentTracer,
+    NormPreservationMonitor,
     StabilityProbe,
 )
 
@@ -30,6 +32,8 @@ PROBES = (
     StabilityProbe,
     GradientMonitor,
     HeadroomProbe,
+    IterativeInferenceMonitor,
+    NormPreservationMonitor,
 )
 PATH = resources.files("lit_resnorm.compare") / FILE
 

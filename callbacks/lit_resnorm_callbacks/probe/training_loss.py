@@ -64,7 +64,7 @@ def trained_loss(
         first, again = loss(0), loss(1)
         slope = _slope(first, weights)
         if not bool(first.isfinite()):
-            raise NotComparableError(f"the training loss is {float(first)}")
+            raise NotComparableError(f"the training loss is {float(first.detach())}")
         if not torch.equal(first, again):
             raise NotComparableError("training_step draws random numbers")
         torch.manual_seed(0)

@@ -59,11 +59,16 @@ class Slope:
     def agrees(self, other: Slope) -> bool:
         """Say whether both are those of the same loss."""
         tolerance = 10 * max(self.tolerance, other.tolerance)
-        apart = (self.gradient - other.gradient).norm()
-        size = torch.maximum(self.gradient.norm(), other.gradient.norm())
         values = torch.maximum(self.value.abs(), other.value.abs())
         same_value = (self.value - other.value).abs() <= tolerance * (1 + values)
-        return bool(same_value and apart <= tolerance * size)
+        return bool(same_value and self.descends_as(other))
+
+    def descends_as(self, other: Slope) -> bool:
+        """Say whether both have the same gradient, whatever their values are."""
+        tolerance = 10 * max(self.tolerance, other.tolerance)
+        apart = (self.gradient - other.gradient).norm()
+        size = torch.maximum(self.gradient.norm(), other.gradient.norm())
+        return bool(apart <= tolerance * size)
 
 
 @dataclass(frozen=True)
