@@ -25,6 +25,7 @@ from lit_resnorm.measures.passes.flow import Flow
 from lit_resnorm.measures.passes.sites import Site
 from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm.quantities import PATHOLOGIES, Quantity
+from lit_resnorm_callbacks.probe.loggers import loggers_of
 from lit_resnorm_callbacks.probe.probe import Batch, Cadence, Probe
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ class MomentTracer(Probe):
         self._verdict = None
         super().run(trainer, module, step)
         word = "undetermined" if self._verdict is None else self._verdict.pathology
-        for logger in trainer.loggers:
+        for logger in loggers_of(trainer):
             if isinstance(logger, TakesVerdicts):
                 with self._surviving(f"{type(logger).__name__}.log_verdict"):
                     logger.log_verdict(f"{self.prefix}/pathology", word)

@@ -134,7 +134,10 @@ class RunHistory(Logger):
             steps, epoch = steps_taken(trainer), trainer.current_epoch
         marks = checkpoint.get(LOGGED) or ()
         place = [one for one in trainer.loggers if isinstance(one, RunHistory)]
-        logged = dict(enumerate(marks)).get(place.index(self))
+        # one that the Trainer doesn't have is not in its checkpoints
+        logged = (
+            dict(enumerate(marks)).get(place.index(self)) if self in place else None
+        )
         begins = self._writer.go_on(
             steps, epoch, resumed=bool(checkpoint), logged=logged
         )

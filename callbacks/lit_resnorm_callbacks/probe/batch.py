@@ -30,6 +30,7 @@ def fixed_batch(
     batch: Any = None,
     dataloader: Iterable[Any] | None = None,
     batch_dim: int = 0,
+    or_training: bool = False,
 ) -> Any:
     """Return the whole probe batch, the same on every rank, on the module's device.
 
@@ -48,6 +49,7 @@ def fixed_batch(
         batch: A batch to take as it is.
         dataloader: A loader to read from.
         batch_dim: Dimension that counts examples in what is read.
+        or_training: Whether the training loader serves where there is no other.
 
     Raises:
         ValueError: If there is no loader to read from, it holds no example, or a batch
@@ -57,7 +59,9 @@ def fixed_batch(
     def read(_: Reduce) -> Any:
         if batch is not None:
             return _counted(batch, batch_dim, name)[0]
-        source = dataloader if dataloader is not None else _loader(trainer, name)
+        source = dataloader
+        if source is None:
+            source = _loader(trainer, name, or_training)
         try:
             return first_examples(source, num_examples, name, batch_dim)
         except ValueError:
@@ -109,7 +113,7 @@ def _running_loop(trainer: Trainer) -> Any:
     }[trainer.state.fn]  # type: ignore[index]
 
 
-def _loader(trainer: Trainer, name: str) -> Iterable[Any]:
+def _loader(trainer: Trainer, name: str, or_training: bool) -> Iterable[Any]:
     data = _probe_data(trainer)
     if data is not None:
         return data.probe_dataloader()
@@ -127,6 +131,8 @@ def _loader(trainer: Trainer, name: str) -> Iterable[Any]:
             )
         if loaders:
             return loaders[0]
+    if or_training and isinstance(trainer.train_dataloader, DataLoader):
+        return trainer.train_dataloader
     raise ValueError(
         f"{name}: there is no validation loader to take the probe batch from; give the"
         " probe batch= or dataloader=, or the data module probe_dataloader()"

@@ -75,12 +75,17 @@ class Guarded(Callback):
     Attributes:
         name: For messages.
         strict: Whether failures raise.
+        unedited: Whether the script is not of whom the callback is: then nothing is
+            refused, but left out with one warning, and checkpoints hold none of it.
     """
 
     name = ""
     strict = False
+    unedited = False
     _guards = HOOKS
     _failure: Exception | None = None
+    # refused in a script that isn't ours, on all ranks
+    _refused_quietly = False
     _stepped = False
 
     def __getattribute__(self, name: str) -> Any:
@@ -103,9 +108,13 @@ class Guarded(Callback):
         kwargs: Mapping[str, Any],
     ) -> Any:
         if name == "setup":
-            self._failure, self._stepped = None, False
+            self._failure, self._stepped, self._refused_quietly = None, False, False
         self._stepped |= name == "on_train_batch_end"
         self._entered().discard(name)
+        if self.unedited and name == "state_dict":
+            return {}
+        if self._refused_quietly and name != "teardown":
+            return None
         if self._failure is None or name in _HARMLESS | {"setup"}:
             with self._surviving(name, args, kwargs):
                 return hook(*args, **kwargs)
@@ -148,6 +157,8 @@ class Guarded(Callback):
 
     def _refuses(self, place: str, error: Exception) -> bool:
         """Say whether an exception is the refusal of a run that hasn't begun."""
+        if self.unedited:
+            return False
         if isinstance(error, RefusedRunError):
             return True
         early = place in _SETUP or (place in _BEFORE_FIRST_STEP and not self._stepped)
@@ -169,6 +180,11 @@ class Guarded(Callback):
         else:
             does = "is left out"
         why = f"{type(error).__name__}: {error}"
+        if self.unedited and isinstance(error, ValueError) and not self._stepped:
+            text = str(error).removeprefix(f"{self.name}: ")
+            self._warn_once(text, f"nothing is measured: {text}", "probe_stopped")
+            self._refused_quietly = True
+            return
         self._warn_once(
             why, f"{place} failed and {does}; the run goes on ({why})", "probe_stopped"
         )

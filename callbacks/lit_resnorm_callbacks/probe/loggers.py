@@ -65,6 +65,16 @@ class Declares(Protocol):
         ...
 
 
+def loggers_of(trainer: Trainer) -> list[Logger]:
+    """Return the loggers that probes write to: the Trainer's, and those for probes.
+
+    A callback with `probe_loggers` gives the latter, in scripts that have no logger.
+    """
+    callbacks: list[Any] = getattr(trainer, "callbacks", [])
+    own = (logger for c in callbacks for logger in getattr(c, "probe_loggers", ()))
+    return [*trainer.loggers, *own]
+
+
 def send_quantities(
     trainer: Trainer, own: Mapping[str, Declared], survive: Survive
 ) -> None:
@@ -85,7 +95,7 @@ def send_quantities(
             declared |= callback.declared()
     declared |= own
     rows = {key: one.row() for key, one in declared.items()}
-    for logger in trainer.loggers:
+    for logger in loggers_of(trainer):
         with survive(f"{type(logger).__name__} of quantities"):
             if isinstance(logger, TakesQuantities):
                 logger.log_quantities(rows)
@@ -97,7 +107,7 @@ def send_values(
     trainer: Trainer, step: int, values: Mapping[str, float], survive: Survive
 ) -> None:
     """Log scalars as of an optimizer step, one row a logger."""
-    for logger in trainer.loggers:
+    for logger in loggers_of(trainer):
         with survive(f"{type(logger).__name__}.log_metrics"):
             logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=step)
 
@@ -110,7 +120,7 @@ def send_tables(
     A logger that takes none, and has a folder of its own, gets files in it:
     `tables/<key>.csv`, with the step as first column.
     """
-    for logger in trainer.loggers:
+    for logger in loggers_of(trainer):
         place = type(logger).__name__
         for key, (columns, data) in tables.items():
             with survive(f"{place}'s table {key}"):
@@ -140,7 +150,7 @@ def send_histograms(
         survive: Lets a logger's failure not end the run.
         always: Whether Weights & Biases gets one, which has the spectrum as a table.
     """
-    for logger in trainer.loggers:
+    for logger in loggers_of(trainer):
         if isinstance(logger, WandbLogger) and not always:
             continue
         for key, spectrum in spectra.items():
@@ -211,7 +221,7 @@ def send_figures(
     for key, figure in figures.items():
         with survive(f"figure {key}"):
             image = _drawn(figure)  # drawn once for all of them
-            for logger in trainer.loggers:
+            for logger in loggers_of(trainer):
                 with survive(f"{type(logger).__name__}'s figure {key}"):
                     _send_figure(logger, key, figure, image, step)
 
@@ -239,7 +249,7 @@ def send_charts(
     Across is the place of the site in the order of execution; a line is a step, of at
     most eight.
     """
-    for logger in trainer.loggers:
+    for logger in loggers_of(trainer):
         if not isinstance(logger, WandbLogger):
             continue
         with survive(f"{type(logger).__name__}'s charts"):

@@ -34,6 +34,7 @@ from lit_resnorm_callbacks.probe.counts import check_count
 from lit_resnorm_callbacks.probe.fingerprints import fingerprint
 from lit_resnorm_callbacks.probe.guard import HOOKS, Guarded, entered
 from lit_resnorm_callbacks.probe.loggers import (
+    loggers_of,
     send_charts,
     send_figures,
     send_histograms,
@@ -471,6 +472,7 @@ class Probe(Guarded, ABC):
             self.num_examples,
             name=self.name,
             batch_dim=self.batch_dim,
+            or_training=self.unedited,
             **self._given,
         )
         if (num := num_rows(batch)) < self.num_examples:
@@ -551,7 +553,7 @@ class Probe(Guarded, ABC):
 
     def _log_figures(self, trainer: Trainer) -> None:
         drawn = self.logs != "scalars" and not is_dry_run(trainer)
-        if drawn and trainer.is_global_zero and trainer.loggers:
+        if drawn and trainer.is_global_zero and loggers_of(trainer):
             step, survive = self._last_step, self._surviving
             with survive("figures"):
                 send_figures(trainer, step, self.figures(), survive)
