@@ -18,6 +18,7 @@ from lit_resnorm.measures import (
     read_loss,
 )
 from lit_resnorm.measures.passes.untouched import untouched
+from lit_resnorm.modules import LitMLP
 from lit_resnorm_callbacks import GradientCovarianceProbe
 
 
@@ -121,6 +122,19 @@ def test_a_scaled_squared_error_has_its_own_gradients():
     ]
     pair = batch_covariance_spectrum(net, batch, flat, num_batches=2, batch_size=1)
     assert_spectrum(pair, explicit_spectrum(gradients(huber, net)), 2)
+
+
+def test_a_squared_distance_from_classes_is_that_from_unit_vectors():
+    torch.manual_seed(0)
+    module = LitMLP(1, 6, in_shape=(4,), num_classes=3, loss="mse").double()
+    x, y = torch.randn(5, 4).double(), torch.arange(5) % 3
+    loss = read_loss(module, (x, y))
+    assert torch.allclose(
+        loss.mean(module(x), (x, y)), module.losses(module(x), y).mean()
+    )
+    found = covariance_spectrum(module, (x, y), loss, y)
+    grads = gradients(module.losses(module(x), y), module)
+    assert_spectrum(found, explicit_spectrum(grads), 5)
 
 
 def measured_on_a_rank(rank, counts):

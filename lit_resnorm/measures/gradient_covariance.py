@@ -27,9 +27,15 @@ from lit_resnorm.measures.fisher import Examinations, FisherOptions
 from lit_resnorm.measures.fisher.gram import gram_matrix
 from lit_resnorm.measures.fisher.measurement import Measurement, measurement
 from lit_resnorm.measures.fisher.sweep import OtherWayError
-from lit_resnorm.measures.losses.probe_loss import ProbeLoss, ShapedForward
-from lit_resnorm.measures.passes.batches import Forward, network_output, take_rows
-from lit_resnorm.measures.passes.untouched import Reduce, identity
+from lit_resnorm.measures.losses.labels import are_labels
+from lit_resnorm.measures.losses.probe_loss import ProbeLoss, ShapedForward, as_numbers
+from lit_resnorm.measures.passes.batches import (
+    Forward,
+    network_output,
+    occupied,
+    take_rows,
+)
+from lit_resnorm.measures.passes.untouched import Reduce, identity, untouched
 from lit_resnorm.measures.spectra import all_pairs
 
 
@@ -126,6 +132,8 @@ def covariance_spectrum(
         ValueError: If there are fewer than two examples, or as for the Fisher matrix.
     """
     asked = CovarianceOptions(**options)
+    if loss.output == "gaussian" and are_labels(targets):
+        targets = _unit_vectors(model, batch, asked, targets)
     with measurement(model, batch, asked.measuring(loss, targets)) as measured:
         try:
             gram_DD = _gram(measured)
@@ -142,6 +150,16 @@ def covariance_spectrum(
             measured.num_parameters,
             batch_size=1,
         )
+
+
+def _unit_vectors(
+    model: nn.Module, batch: Any, options: CovarianceOptions, targets: Tensor
+) -> Tensor:
+    """Return classes as the vectors that a squared distance is from."""
+    one = take_rows(occupied(batch)[0], slice(1))
+    with untouched(model) as run, torch.no_grad():
+        output = run(lambda: options.forward(model, one))
+    return as_numbers(targets, output.expand(len(targets), *output.shape[1:]))
 
 
 def _gram(measured: Measurement) -> Tensor:

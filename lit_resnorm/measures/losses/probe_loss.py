@@ -253,6 +253,7 @@ def likelihood_losses(
             logits, compared, label_smoothing=told.smoothing, reduction="none"
         )
         return losses.view_as(labels_NT)
+    target = as_numbers(target, output)
     if target.numel() != output.numel():
         raise _unfit(output, target)
     shaped_NTC = layout.to_positions(target.reshape(output.shape).to(output.dtype))
@@ -267,6 +268,19 @@ def likelihood_losses(
     else:
         losses_NTC = (logits_NTC - shaped_NTC).square() / 2
     return losses_NTC.sum(-1)
+
+
+def as_numbers(target: Tensor, output: Tensor) -> Tensor:
+    """Return classes that are compared with an output `(N, C)` as unit vectors.
+
+    Any other target stays as it is.
+    """
+    per_row = output.shape[1:].numel()
+    if output.ndim != 2 or per_row < 2 or not are_labels(target):
+        return target
+    if target.numel() != len(output):
+        return target
+    return F.one_hot(target.reshape(-1).long(), per_row).to(output)
 
 
 def _unfit(output: Tensor, target: Tensor) -> ValueError:
