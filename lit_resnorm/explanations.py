@@ -146,7 +146,8 @@ _ALL = (
     Explanation(
         "learned_little",
         "learned little",
-        "The validation accuracy is at most twice that of a guess.",
+        "The validation accuracy is at most twice that of a guess; or, where the number"
+        " of classes isn't recorded, it never moved.",
         "Look at the other findings of the run for the reason: a pathology of depth, a"
         " rate above its bound or far below it, dead units, a saturated output. With"
         " none of them try ten times and a tenth of the rate.",

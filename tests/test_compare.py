@@ -284,6 +284,19 @@ def test_a_training_loss_that_hardly_fell_is_a_warning(tmp_path):
     assert (1, "learned") in names
 
 
+def test_an_accuracy_that_never_moved_is_no_learning_whatever_the_loss(tmp_path):
+    rows = [
+        {"step": step, "train/loss": loss, "val/accuracy": accuracy}
+        for step, loss, accuracy in ((0, 1e5, 0.1), (5, 9.0, 0.12), (9, 2.3, 0.11))
+    ]
+    rows[-1] |= {f"activation/dead/{SITES[0]}": 1.0}
+    make_run(tmp_path / "a", rows)
+    found = {one["name"]: one for one in document(tmp_path)["findings"]}
+    assert found.keys() == {"learned_little", "dead_units"}
+    assert "stayed between 0.1 and 0.12" in found["learned_little"]["text"]
+    assert found["dead_units"]["severity"] == "bad"
+
+
 @pytest.mark.parametrize(
     ("optimizer", "kind", "expected"),
     [

@@ -306,6 +306,8 @@ def test_a_rate_above_its_bound_is_ill_only_where_steps_at_it_are():
     assert judged(0.09) == []
     assert judged(1.0, why_not="no loss") == [("rate_above_bound", "warning")]
     assert judged(1.0, learned) == [("rate_above_bound", "warning")]
+    (found,) = rate_findings(measurement(1.0, learned))
+    assert not found.suggestions
     assert judged(1.0, unstable) == [("rate_too_high", "pathology")]
     assert judged(0.09, unstable) == [("rate_too_high", "pathology")]
     assert judged(1e-6) == [("rate_too_low", "warning")]

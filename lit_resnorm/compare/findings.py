@@ -29,6 +29,9 @@ DEAD_IN_TRAINING = 0.5
 HARDLY_FELL = 0.98
 """Share of its first value above which a training loss has hardly fallen."""
 
+UNMOVED = 0.05
+"""Spread of a validation accuracy of at most a half that has not moved."""
+
 OVERFIT = 0.5
 """Generalization gap, in units of the loss, from which on it is named."""
 
@@ -100,6 +103,10 @@ def _learning(run: Recorded) -> _Said:
             f"learned little: validation accuracy {accuracy:.3g}, a guess {guess:.3g}"
         )
         yield "bad", "learned_little", text, "validation accuracy at the end"
+    flat = "" if accuracy is not None else _flat_accuracy(run)
+    if flat:
+        text = f"learned little: {flat}"
+        yield "warn", "learned_little", text, "validation accuracy over training"
     loss = training_loss(run)
     if loss is None or len(loss.value) < 2:
         return
@@ -109,7 +116,7 @@ def _learning(run: Recorded) -> _Said:
     if 0 < first * HARDLY_FELL < last:
         text = f"the training loss hardly fell: {numbers}"
         yield "warn", "loss_hardly_fell", text, "training loss"
-    elif last < first and accuracy is None:
+    elif last < first and accuracy is None and not flat:
         found = stage_series(run, "val", "accuracy")
         at = "" if found is None else f"; validation accuracy {found.value[-1]:.3g}"
         yield "good", "learned", f"training loss {numbers}{at}", "training loss"
@@ -130,6 +137,22 @@ def _poor_accuracy(run: Recorded) -> float | None:
         return None
     last = float(accuracy.value[-1])
     return last if classes > 2 and last <= 2 / classes else None
+
+
+def _flat_accuracy(run: Recorded) -> str:
+    """Return in words that the validation accuracy never moved, empty where it did.
+
+    For runs whose number of classes isn't known.
+    """
+    accuracy = stage_series(run, "val", "accuracy")
+    if accuracy is None or len(accuracy.value) < 3:
+        return ""
+    least, most = float(accuracy.value.min()), float(accuracy.value.max())
+    if not (most - least <= UNMOVED and most <= 0.5):
+        return ""
+    ends = list(dict.fromkeys(f"{one:.3g}" for one in (least, most)))
+    where = f"at {ends[0]}" if len(ends) == 1 else f"between {' and '.join(ends)}"
+    return f"the validation accuracy stayed {where}"
 
 
 def _pathology(run: Recorded) -> _Said:
@@ -173,6 +196,8 @@ def _rank(run: Recorded, probe: str, place: int) -> str:
     if not sites:
         return ""
     value, step = sites[max(sites)].value[place], sites[max(sites)].step[place]
+    if not np.isfinite(value):
+        return ""
     return f" (effective rank {value:.3g} at {max(sites)}, step {step})"
 
 
@@ -231,8 +256,7 @@ def _rate_of(run: Recorded, probe: str, series: Series) -> _Said:
         yield "bad" if bad else "warn", "rate_above_bound", text, FURUSHO
     elif ratio < SLOW:
         text = (
-            f"learning rate at most {ratio:.2g} of its bound{numbers}:"
-            f" {ratio_in_words(ratio)}"
+            f"learning rate at most {ratio:.2g} of its bound, {ratio_in_words(ratio)}"
         )
         yield "warn", "rate_too_low", text, FURUSHO
     elif not _is_saturated(run, probe):
@@ -264,10 +288,14 @@ def _is_saturated(run: Recorded, probe: str) -> bool:
 def _units(run: Recorded) -> _Said:
     for probe in run.probes_with("dead/<site>", "rate/<site>"):
         if dead := run.depth.get(f"{probe}/dead"):
-            yield from _units_of(dead, run.depth.get(f"{probe}/rate") or {})
+            little = _poor_accuracy(run) is not None or bool(_flat_accuracy(run))
+            rates = run.depth.get(f"{probe}/rate") or {}
+            yield from _units_of(dead, rates, is_bad=little)
 
 
-def _units_of(dead: Mapping[str, Series], rates: Mapping[str, Series]) -> _Said:
+def _units_of(
+    dead: Mapping[str, Series], rates: Mapping[str, Series], *, is_bad: bool
+) -> _Said:
     source = "units on for no example of the probe batch"
     last = {site: float(one.value[-1]) for site, one in dead.items()}
     worst = max(last, key=lambda site: np.nan_to_num(last[site], nan=-1.0))
@@ -277,7 +305,7 @@ def _units_of(dead: Mapping[str, Series], rates: Mapping[str, Series]) -> _Said:
             f"dead units: {above} of {len(last)} layers have half or more of theirs"
             f" dead at the end ({last[worst]:.0%} at {worst})"
         )
-        yield "warn", "dead_units", text, source
+        yield "bad" if is_bad else "warn", "dead_units", text, source
         return
     found = np.array([one.value[-1] for one in rates.values()])
     if not found.size or not np.isfinite([*found, *last.values()]).all():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lit_resnorm.diagnose import advice
-from lit_resnorm.diagnose.curvature import HARDLY, Tried
+from lit_resnorm.diagnose.curvature import CLEARLY, HARDLY, Tried
 from lit_resnorm.diagnose.descent import Descent
 from lit_resnorm.diagnose.rate_trials import NUM_STEPS
 from lit_resnorm.diagnose.report import Curvature, Finding, Severity, Suggestion, Trial
@@ -186,5 +186,7 @@ def _above_bound(measured: RateMeasurement, ratio: float) -> Finding:
         f" {measured.descent.words}, {bound:.3g} ({ratio_in_words(ratio)});"
         f" {measured.outcome}"
     )
-    suggestions = (advice.below(bound),)
+    trial = measured.tried.trial
+    learns = trial is not None and trial.last <= CLEARLY * trial.first
+    suggestions = () if learns else (advice.below(bound),)
     return measured.finding("rate_above_bound", "warning", words, suggestions)

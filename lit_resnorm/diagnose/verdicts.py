@@ -127,12 +127,17 @@ def _evidence(measured: DepthMeasurement) -> dict[str, float]:
 
 def _signal(measured: DepthMeasurement) -> Finding:
     evidence = _evidence(measured)
-    words = (
-        "signal pathology: the examples collapse to a line; the share of their"
-        f" power off it falls from {evidence['separation_largest']:.2g} to"
+    numbers = (
+        f"the share of their power off it falls from"
+        f" {evidence['separation_largest']:.2g} to"
         f" {evidence['separation_at_end']:.2g}, the effective rank from"
         f" {evidence['effective_rank_largest']:.3g} to"
         f" {evidence['effective_rank_at_end']:.3g}, over"
+    )
+    if math.isnan(evidence["separation_at_end"]):
+        numbers = "at the end they are all equal, after"
+    words = (
+        f"signal pathology: the examples collapse to a line; {numbers}"
         f" {evidence['layers']} layers"
     )
     return Finding(

@@ -117,8 +117,11 @@ function explained(explanations, finding) {
   if (!own) return null;
   const word = rankOf(finding) < SEVERITIES.info.rank ? "what to do" : "what it means";
   const summary = html("summary", {}, word, hidden(` (${own.title})`));
-  const meaning = html("p", {}, String(own.meaning));
-  const advice = html("p", {}, html("b", {}, "What to do: "), String(own.advice));
+  const plain = (text) => String(text).replaceAll("`", "");
+  const meaning = html("p", {}, plain(own.meaning));
+  const lead = html("b", {}, "What to do: ");
+  const isTold = own.advice && own.advice !== "Nothing.";
+  const advice = isTold ? html("p", {}, lead, plain(own.advice)) : null;
   return html("details", { class: "explained" }, summary, meaning, advice);
 }
 
