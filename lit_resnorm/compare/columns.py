@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_resnorm.compare.config import told_setting
 from lit_resnorm.compare.recorded import Recorded, Series, code_of
 from lit_resnorm.compare.shipped import shipped_quantities
 from lit_resnorm.quantities import SITE, Better, Declared
@@ -48,13 +49,15 @@ def columns_of(runs: Sequence[Recorded], *, best: bool = False) -> list[Column]:
     found = [
         _config("variant", "variant", runs),
         _config("depth", "depth", runs),
+        *_optimizer_column(runs),
         _config("lr", "lr", runs),
         _best_stage("accuracy", "high", runs, best=best),
         _best_stage("loss", "low", runs, best=best),
         _gap_column(runs, "low" if best else None),
     ]
+    # first, so that it is seen however many columns there are
     status = Column("status", "status", None, 0, [_trouble(run) for run in runs])
-    columns = [*found, *_declared_columns(runs, best=best), status]
+    columns = [status, *found, *_declared_columns(runs, best=best)]
     return [c for c in columns if any(cell is not None for cell in c.cells)]
 
 
@@ -133,7 +136,15 @@ def told(run: Recorded, declared: Declared) -> str | None:
 
 
 def _config(key: str, title: str, runs: Sequence[Recorded]) -> Column:
-    return Column(key, title, None, 4, [_cell(run.config.get(key)) for run in runs])
+    cells = [_cell(told_setting(run.config, key)) for run in runs]
+    return Column(key, title, None, 4, cells)
+
+
+def _optimizer_column(runs: Sequence[Recorded]) -> list[Column]:
+    """Return the column of optimizers, where they differ or are another project's."""
+    column = _config("optimizer", "optimizer", runs)
+    foreign = any("variant" not in run.config for run in runs)
+    return [column] if foreign or len({*column.cells}) > 1 else []
 
 
 def _cell(value: Any) -> TableCell:

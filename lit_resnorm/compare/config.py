@@ -119,6 +119,52 @@ def _setting_value(value: Any) -> Any:
     return json.dumps(value, default=str)
 
 
+_NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "variant": ("arch", "architecture", "model_name", "backbone", "network", "model"),
+    "depth": ("depth", "num_layers", "n_layers", "num_blocks", "n_blocks"),
+    "optimizer": ("optimizer", "optimizer_name", "optim", "opt"),
+    "lr": ("lr", "learning_rate"),
+}
+"""What settings that every run of `fit` has may be called in other projects."""
+
+_ONE_WORD = re.compile(r"[\w.-]{1,80}")
+
+
+def told_setting(config: Mapping[str, Any], key: str) -> Any:
+    """Return a setting of `FLAT`, of another project's config where it can be told.
+
+    That is where one value alone stands under a usual name: `num_layers`,
+    `learning_rate`, `optimizer.class_path`; None elsewhere.
+
+    Args:
+        config: A flat config.
+        key: `variant`, `depth`, `optimizer` or `lr`.
+    """
+    if "variant" in config:
+        return config.get(key)
+    if (own := _as_setting(key, config.get(key))) is not None:
+        return own
+    for name in _NAMES_ELSEWHERE[key]:
+        values = [
+            value for other, value in config.items() if other.split(".")[-1] == name
+        ]
+        found = {
+            one for value in values if (one := _as_setting(key, value)) is not None
+        }
+        if found:
+            return found.pop() if len(found) == 1 else None
+    return None
+
+
+def _as_setting(key: str, value: Any) -> Any:
+    """Return a value as that of a key; None where it can't be one."""
+    if key in ("variant", "optimizer"):
+        is_word = isinstance(value, str) and _ONE_WORD.fullmatch(value)
+        return value.rpartition(".")[2] or None if is_word else None
+    kinds = int if key == "depth" else (int, float)
+    return value if isinstance(value, kinds) and not isinstance(value, bool) else None
+
+
 def known_key(key: str) -> str:
     """Return the key of the flat config that a user may mean.
 

@@ -110,6 +110,7 @@ def _runs(runs: Sequence[Recorded], groups: Sequence[Group]) -> list[dict[str, A
             "verdicts": dict(run.verdicts),
             "seconds": run.seconds,
             "config": _plain_values(run.config),
+            **({"logs": [*run.logs]} if run.logs else {}),
         }
         for place, run in enumerate(runs)
     ]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_resnorm.compare.columns import stage_series, told
+from lit_resnorm.compare.config import told_setting
 from lit_resnorm.compare.divergence import broken_loss, run_has_diverged, training_loss
 from lit_resnorm.compare.recorded import Recorded, Series
 from lit_resnorm.explanations import SATURATED, SLOW, ratio_in_words
@@ -226,7 +227,7 @@ def _rate(run: Recorded) -> _Said:
 
 def _why_rate_not_judged(run: Recorded, probe: str) -> str:
     """Return why the bound isn't that of the run's optimizer; empty where it is."""
-    name = run.config.get("optimizer")
+    name = told_setting(run.config, "optimizer")
     named = name if isinstance(name, str) else "its optimizer"
     kind = run.series.get(f"{probe}/optimizer_kind")
     if kind is not None:

@@ -44,6 +44,7 @@ class Recorded:
         name: Name of the run.
         source: Where it was read, as the user can type it.
         kind: What it was read from.
+        logs: Where it was read, if several loggers kept it, `source` first.
         status: `finished`, `diverged`, `interrupted` or `failed`; empty: not
             recorded.
         config: Flat: dotted keys, scalars.
@@ -68,6 +69,7 @@ class Recorded:
     depth: Mapping[str, Mapping[str, Series]] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
     quantities: Mapping[str, Declared] = field(default_factory=shipped_quantities)
+    logs: tuple[str, ...] = ()
 
     def probes_with(self, *names: str) -> Iterator[str]:
         """Yield the prefixes of the probes that declare all of these quantities."""

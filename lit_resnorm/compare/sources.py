@@ -23,6 +23,7 @@ from lit_resnorm.compare.depth_tables import (
 )
 from lit_resnorm.compare.online import ADDRESS, online_runs, recorded_online
 from lit_resnorm.compare.recorded import Recorded, RunKind, recorded_of_rows
+from lit_resnorm.compare.several_logs import with_logs_joined
 from lit_resnorm.quantities import declared_quantities
 from lit_resnorm.runs.files import (
     CHECKPOINTS,
@@ -67,9 +68,10 @@ def read_runs(words: Iterable[str]) -> tuple[list[Recorded], list[Skipped]]:
 
     A word is a run directory, an offline W&B run, a log of Lightning's CSVLogger, a
     folder of such ones, or `entity/project[/run]` on the W&B server where there is no
-    such path. A run that is found twice counts once, and an offline W&B run inside a
-    run directory is not read beside it. Memory and time that a run takes are bounded;
-    whatever it holds, it hinders no other.
+    such path. A run that is found twice counts once, and so does one that several
+    loggers kept; an offline W&B run inside a run directory is not read beside it.
+    Memory and time that a run takes are bounded; whatever it holds, it hinders no
+    other.
     """
     runs: list[Recorded] = []
     skipped: list[Skipped] = []
@@ -92,7 +94,7 @@ def read_runs(words: Iterable[str]) -> tuple[list[Recorded], list[Skipped]]:
         # one run must not end the comparison of others, whatever is wrong with it
         except Exception as error:
             skipped.append(_skipped(name, error))
-    return _told_apart(runs), skipped
+    return _told_apart(with_logs_joined(runs)), skipped
 
 
 def _readers(

@@ -35,6 +35,11 @@ def print_comparison(document: Mapping[str, Any], console: Console) -> None:
     for one in document["skipped"]:
         line = printable(f"skipped {one['name']}: {one['reason']}")
         console.print(line, style="yellow", markup=False, highlight=False)
+    for run in document["runs"]:
+        if logs := run.get("logs"):
+            line = printable(f"{run['name']}: one run with {len(logs)} logs")
+            where = printable(", ".join(logs))
+            console.print(f"{line} ({where})", markup=False, highlight=False)
     _print_differences(document, console)
     averaged = any(len(group["runs"]) > 1 for group in document["groups"])
     name, columns = _groups_columns(document) if averaged else _runs_columns(document)

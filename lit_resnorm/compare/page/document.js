@@ -64,6 +64,7 @@ function complete(raw) {
     index,
     name: String(run.name ?? `run ${index + 1}`),
     source: run.source == null ? "" : String(run.source),
+    logs: Array.isArray(run.logs) ? run.logs.map(String) : null,
     group: Number.isInteger(run.group) ? run.group : index,
     status: String(run.status ?? ""),
     verdicts: run.verdicts || {},

@@ -1,6 +1,8 @@
 // The table of results: sorted by any column, groups with their runs below them.
 
 const ROWS_UNFOLDED = 12;
+/** Widest window, in pixels, in which a table is scrolled sideways. */
+const NARROW = 900;
 
 /** Fill the section of results. */
 function showResults(comparison, choice) {
@@ -16,15 +18,52 @@ function showResults(comparison, choice) {
     comparison.runs.length <= ROWS_UNFOLDED ? comparison.groups.map((g) => g.index) : [],
   );
   const best = bestRows(comparison);
+  const box = scrolled("Results", table);
+  let showsAll = false;
+  const more = html("button", {
+    type: "button",
+    class: "add",
+    click: () => {
+      showsAll = !showsAll;
+      fit();
+    },
+  });
+  const fit = () => {
+    const left = fitColumns(comparison, table, box, showsAll);
+    more.hidden = !left && !showsAll;
+    more.textContent = showsAll ? "Show fewer columns" : `Show ${left} more columns`;
+  };
   const fill = () => {
     for (const one of [name, ...heads]) one.update();
     body.replaceChildren(...resultRows(comparison, choice, best, unfolded, fill));
+    fit();
   };
   section.append(
     html("p", { class: "soft" }, legendOfResults(comparison)),
-    scrolled("Results", table),
+    box,
+    more,
   );
+  window.addEventListener("resize", fit);
   choice.listen(fill);
+}
+
+/** Hide the last columns of numbers until the table fits; return how many. */
+function fitColumns(comparison, table, box, showsAll) {
+  const show = (place, isShown) => {
+    for (const row of table.rows) row.cells[place + 1].hidden = !isShown;
+  };
+  comparison.columns.forEach((_, place) => show(place, true));
+  if (showsAll || window.innerWidth <= NARROW) return 0;
+  let hiddenNumber = 0;
+  for (let place = comparison.columns.length - 1; place >= 0; place -= 1) {
+    if (table.scrollWidth <= box.clientWidth) break;
+    const { key } = comparison.columns[place];
+    // settings and words tell most
+    if (!key.includes("/") || comparison.textColumns.has(key)) continue;
+    show(place, false);
+    hiddenNumber += 1;
+  }
+  return hiddenNumber;
 }
 
 function legendOfResults(comparison) {
@@ -109,9 +148,10 @@ function resultRows(comparison, choice, best, unfolded, fill) {
     if (run.status && run.status !== "finished") {
       title.push(" ", html("span", { class: "badge bad" }, run.status));
     }
+    if (run.logs) title.push(" ", html("span", { class: "soft" }, `${run.logs.length} logs`));
     const row = resultRow(comparison, runCells[run.index], run.index, mark, text, title);
     row.classList.toggle("inner", isInner);
-    row.title = run.source;
+    row.title = (run.logs ?? [run.source]).join("\n");
     return row;
   };
   if (!comparison.isGrouped) {
