@@ -2,11 +2,13 @@
 
 import json
 import math
+from io import StringIO
 from itertools import pairwise
 
 import lightning as L
 import pytest
 import torch
+from rich.console import Console
 from small import FunctionalNet, vectors
 from torch import nn
 from torch.nn import functional as F
@@ -14,6 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_resnorm.diagnose import diagnose
 from lit_resnorm.diagnose.gradients import gradient_norms
+from lit_resnorm.diagnose.printing import show
+from lit_resnorm.diagnose.report import DepthRow, Diagnosis, Finding, Suggestion
 from lit_resnorm.diagnose.subject import Subject
 from lit_resnorm.diagnose.trends import FAR, trend
 from lit_resnorm.measures.losses import loss_of
@@ -169,6 +173,42 @@ def test_activations_that_overflow_are_found():
     found = diagnose(Overflowing(), loader())
     assert found.pathologies == ("not_finite",)
     assert "activations" in found.findings[0].words
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_table_fits_the_terminal_and_has_a_legend(width):
+    numbers = (0.5, 0.01, 3.456, 1.0, 0.25, 0.3, 1.234e-05, 23456.0)
+    rows = [
+        DepthRow(f"{k:03d}.net.encoder.layers.layer_{k}.add", "addition", k, *numbers)
+        for k in range(1, 5)
+    ]
+    advice = (Suggestion("less", "a paper", "P"),)
+    findings = [
+        Finding(name, "pathology", f"it has {name}", suggestions=advice)
+        for name in ("signal", "noise")
+    ]
+    report = Diagnosis(
+        *("Net", "pathological", tuple(findings), tuple(rows), None, None, {}),
+        {"num_examples": 8},
+    )
+    console = Console(width=width, file=StringIO())
+    show(report, console)
+    lines = console.file.getvalue().splitlines()
+    head = next(line for line in lines if "depth" in line)
+    assert head.split() == [
+        *("depth", "site", "rate", "dead", "rank", "separation", "chi", "share"),
+        *("forward", "backward"),
+    ]
+    table = [line.split() for line in lines if line.strip()[:1].isdigit()]
+    assert [len(cells) for cells in table] == [10] * 4
+    assert [cells[1][:4] for cells in table] == ["001.", "002.", "003.", "004."]
+    assert all(cells[1].endswith("add") for cells in table)
+    assert max(map(len, lines)) <= width
+    words = " ".join(console.file.getvalue().split())
+    assert "rank effective rank of the channels" in words
+    assert "it has noise (see docs/values.md#noise)" in words
+    assert words.count("try: less") == 1
+    assert "try: what is advised above" in words
 
 
 def test_a_shallow_network_is_neither_healthy_nor_ill():

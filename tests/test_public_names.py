@@ -165,3 +165,28 @@ def test_every_warning_of_a_callback_says_where_it_is_explained():
         assert names or "reference(" in call or "{see}" in call, (
             f"{place}: name an entry of lit_resnorm/explanations.py"
         )
+
+
+def names_of_findings():
+    """Each finding that `diagnose` and `compare` make, by its place."""
+    for path in sorted((ROOT / "lit_resnorm/diagnose").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = isinstance(node, ast.Call) and ast.unparse(node.func)
+            if called in ("Finding", "measured.finding"):
+                yield f"{path.name}:{node.lineno}", ast.unparse(node.args[0])
+    path = ROOT / "lit_resnorm/compare/findings.py"
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple):
+            yield f"{path.name}:{node.lineno}", ast.unparse(node.value.elts[1])
+
+
+def test_every_finding_is_explained():
+    found = dict(names_of_findings())
+    literal = {name.strip("'") for name in found.values() if name.startswith("'")}
+    assert len(literal) > 20
+    assert literal <= EXPLANATIONS.keys()
+    # `exploding_activations` and its like are made of two words
+    made = {name for name in found.values() if not name.startswith("'")}
+    assert made <= {"name", "f'{how}_{what}'"}
+    for how in ("exploding", "vanishing"):
+        assert {f"{how}_activations", f"{how}_gradients"} <= EXPLANATIONS.keys()

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from lit_resnorm.explanations import reference
 from lit_resnorm.runs.files import HISTORY
 from lit_resnorm.runs.history import RunHistory
 
@@ -92,7 +93,10 @@ class RunReport(Callback):
             write_report(directory, self.path or directory / REPORT)
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            rank_zero_warn(f"RunReport: no page was written: {reason}")
+            rank_zero_warn(
+                f"RunReport: no page was written: {reason}; see"
+                f" {reference('log_incomplete')}"
+            )
 
 
 def write_report(directory: Path, path: Path) -> None:

@@ -144,21 +144,25 @@ def _depth_table(diagnosis: Diagnosis, rows: Sequence[DepthRow], width: int) -> 
     table = Table(
         title=f"{escaped(diagnosis.network)}, {count} examples",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
+        padding=0,
     )
     table.add_column("depth", justify="right", no_wrap=True)
     columns = _filled_columns(rows)
     cells = [[column.cell(row) for row in rows] for column in columns]
-    taken = len("depth") + sum(
-        1 + max(len(column.title), *map(len, own), 0)
-        for column, own in zip(columns, cells, strict=True)
+    # a space between columns, and at both edges
+    taken = (
+        len("depth")
+        + 3
+        + sum(
+            1 + max(len(column.title), *map(len, own), 0)
+            for column, own in zip(columns, cells, strict=True)
+        )
     )
     table.add_column("site", no_wrap=True)
     for column in columns:
         table.add_column(column.title, justify="right", no_wrap=True)
     for row, own in zip(rows, zip(*cells, strict=True), strict=True):
-        site = escaped(_shortened(row.site, max(12, width - taken - 4)))
+        site = escaped(_shortened(row.site, max(12, width - taken)))
         table.add_row(str(row.depth), site, *own)
     return table
 

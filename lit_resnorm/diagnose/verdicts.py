@@ -71,10 +71,12 @@ def depth_findings(measured: DepthMeasurement) -> list[Finding]:
     found = not_finite(measured.rows)
     if found:
         return found
+    # the cause of what may follow
+    found += _dead_layers(measured.rows)
     found += _signal_or_noise(measured)
     found += _norms(measured, "activations", measured.forward)
     found += _norms(measured, "gradients", measured.backward)
-    return found + _dead_layers(measured.rows) + _headless(measured.rows)
+    return found + _headless(measured.rows)
 
 
 def not_finite(rows: Sequence[DepthRow]) -> list[Finding]:

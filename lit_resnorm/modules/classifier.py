@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lit_resnorm.explanations import reference
 from lit_resnorm.modules.losses import (
     LOSSES,
     SUM_DTYPE,
@@ -170,7 +171,8 @@ class LitClassifier(L.LightningModule):
             return
         rank_zero_warn(
             f"the training loss at step {self.global_step} isn't finite: training "
-            "stops with the weights from before (on_divergence='continue' goes on)"
+            "stops with the weights from before (on_divergence='continue' goes on);"
+            f" see {reference('loss_not_finite')}"
         )
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         drop_step(optimizer, scaled=scaler is not None)

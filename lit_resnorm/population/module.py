@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_resnorm.explanations import reference
 from lit_resnorm.measures.copies.copies import ModelFunction
 from lit_resnorm.measures.copies.optimizer import (
     check_elementwise,
@@ -184,7 +185,7 @@ class Population(L.LightningModule):
             self.diverged |= ~finite_M
             rank_zero_warn(
                 f"members {new} diverged at step {self.global_step}: they keep the"
-                " weights from before"
+                f" weights from before; see {reference('loss_not_finite')}"
             )
             self.trainer.should_stop = bool(self.diverged.all())
         rows = self.stacks.rows(self.diverged)

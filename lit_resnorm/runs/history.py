@@ -21,6 +21,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
+from lit_resnorm.explanations import reference
 from lit_resnorm.runs.files import (
     CONFIG,
     HISTORY,
@@ -164,7 +165,8 @@ class RunHistory(Logger):
         if logged is not None and (is_own or self._writer.logged()[0]):
             rank_zero_warn(
                 f"{self.path / HISTORY} doesn't begin with the {logged[0]} rows that"
-                f" were logged before the checkpoint at step {steps}: rows are missing"
+                f" were logged before the checkpoint at step {steps}: rows are missing;"
+                f" see {reference('log_incomplete')}"
             )
             return
         # an end that is on record came after all rows
@@ -177,7 +179,8 @@ class RunHistory(Logger):
         ):
             rank_zero_warn(
                 f"{path} was saved without lit_resnorm.runs.ExactResume: rows of step"
-                f" {steps} may be missing in {self.path / HISTORY}"
+                f" {steps} may be missing in {self.path / HISTORY}; see"
+                f" {reference('log_incomplete')}"
             )
 
     def logged(self) -> tuple[int, int]:
@@ -302,7 +305,10 @@ class RunHistory(Logger):
                 action()
         elif status == "failed":
             # of the error that ended the run
-            rank_zero_warn(f"{self.path} is incomplete: {errors[0]}")
+            rank_zero_warn(
+                f"{self.path} is incomplete: {errors[0]}; see"
+                f" {reference('log_incomplete')}"
+            )
         else:
             raise errors[0]
 
@@ -337,7 +343,10 @@ class RunHistory(Logger):
         try:
             return _sound_summary(parsed_json(read_text(path))) if path.exists() else {}
         except ValueError as error:
-            rank_zero_warn(f"{path} is damaged, it is written anew: {error}")
+            rank_zero_warn(
+                f"{path} is damaged, it is written anew: {error}; see"
+                f" {reference('log_incomplete')}"
+            )
             return {}
 
     def _replace_summary(self, summary: Mapping[str, Any]) -> None:

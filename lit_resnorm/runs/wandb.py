@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
+from lit_resnorm.explanations import reference
 from lit_resnorm.quantities import SITE_KEY
 from lit_resnorm.runs.files import HISTORY, RESUMED, STEP_KEY
 from lit_resnorm.runs.history import RunHistory
@@ -69,7 +70,7 @@ class WandbHistory(WandbLogger):
                 self._lost = True
                 rank_zero_warn(
                     "the process of W&B has died, and its run holds no more rows; the"
-                    f" run goes on ({error!r})"
+                    f" run goes on ({error!r}); see {reference('log_incomplete')}"
                 )
 
     @rank_zero_only
@@ -118,7 +119,10 @@ class WandbHistory(WandbLogger):
         try:
             run = read_offline_run(self.experiment.id, self._recorded_before())
         except (ValueError, OSError) as error:
-            rank_zero_warn(f"W&B may lack rows from before the checkpoint: {error}")
+            rank_zero_warn(
+                f"W&B may lack rows from before the checkpoint: {error}; see"
+                f" {reference('log_incomplete')}"
+            )
             return
         recorded = {row["step"]: row for row in run.rows}
         before = self._prefix + self.LOGGER_JOIN_CHAR if self._prefix else ""
@@ -177,7 +181,10 @@ class WandbHistory(WandbLogger):
                 self._finalize(status)
         except Exception as error:
             # what ended the run is not to be lost
-            rank_zero_warn(f"the W&B run is incomplete: {error!r}")
+            rank_zero_warn(
+                f"the W&B run is incomplete: {error!r}; see"
+                f" {reference('log_incomplete')}"
+            )
 
     def _finalize(self, status: str) -> None:
         super().finalize(status)
