@@ -1,6 +1,7 @@
 """Whatever a forward pass changes is put back to the bit."""
 
 import copy
+import functools
 import itertools
 
 import pytest
@@ -301,3 +302,151 @@ def test_a_state_of_data_copies_no_tensors():
     assert data.tensors[0] is tensor
     state.put_back()
     assert state.changed == []
+
+
+class Counting:
+    """A hook of the project's own, of which an object remembers the passes."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def remember(self, module, args, output):
+        self.sizes.append(len(output))
+
+    def __call__(self, module, args, output):
+        self.sizes.append(-len(output))
+
+
+def _append(store, module, args, output):
+    store.append(output)
+
+
+def _add_up(total, module, args, output):
+    total.add_(1)
+
+
+def _with_default(module, args, output, seen=[]):  # noqa: B006
+    seen.append(output)
+
+
+def _with_attribute(module, args, output):
+    _with_attribute.passes += 1
+
+
+_with_attribute.passes = 0
+
+
+def counter():
+    """Two functions that share a variable, a tensor and a list of theirs."""
+    passes, total, seen = 0, torch.zeros(2), []
+
+    @torch.no_grad()
+    def count(module, args, output):
+        nonlocal passes
+        passes += 1
+        total.add_(1)
+        seen.append(output)
+
+    def again(module, args):
+        nonlocal passes
+        passes *= 10
+
+    return count, again, lambda: (passes, total.tolist(), len(seen))
+
+
+def one_shot():
+    """A hook that takes itself off."""
+
+    def once(module, args, output):
+        handle.remove()
+
+    net = nn.Linear(3, 3)
+    handle = net.register_forward_hook(once)
+    return net, lambda: [*net._forward_hooks.values()]
+
+
+def hooked(make):
+    net = nn.Linear(3, 3)
+    hook, state = make()
+    net.register_forward_hook(hook)
+    return net, state
+
+
+def hooked_twice():
+    net = nn.Linear(3, 3)
+    count, again, state = counter()
+    net.register_forward_pre_hook(again)
+    net.register_forward_hook(count)
+    return net, state
+
+
+def by_method(pick):
+    hook = Counting()
+    return pick(hook), lambda: [*hook.sizes]
+
+
+def by_partial(function, kept, read):
+    return functools.partial(function, kept), lambda: read(kept)
+
+
+class Cached(nn.Linear):
+    """Keeps its passes in a default and calls functions that count."""
+
+    def __init__(self):
+        super().__init__(3, 3)
+        self.count, self.again, self.read = counter()
+        seen = []
+        self.append = seen.append
+        self.seen = lambda: len(seen)
+
+    def forward(self, x, known={}):  # noqa: B006
+        known[len(known)] = x
+        self.count(self, x, x)
+        self.append(x)
+        return super().forward(x)
+
+
+def cached():
+    net = Cached()
+    known = Cached.forward.__defaults__[0]
+    return net, lambda: (net.read(), net.seen(), len(known))
+
+
+CALLABLES = {
+    "a variable of an outer function": hooked_twice,
+    "a bound method": lambda: hooked(lambda: by_method(lambda hook: hook.remember)),
+    "an object that is called": lambda: hooked(lambda: by_method(lambda hook: hook)),
+    "a list in a partial": lambda: hooked(lambda: by_partial(_append, [], len)),
+    "a tensor in a partial": lambda: hooked(
+        lambda: by_partial(_add_up, torch.zeros(1), torch.Tensor.tolist)
+    ),
+    "a default": lambda: hooked(
+        lambda: (_with_default, lambda: len(_with_default.__defaults__[0]))
+    ),
+    "an attribute of a function": lambda: hooked(
+        lambda: (_with_attribute, lambda: _with_attribute.passes)
+    ),
+    "a hook that takes itself off": one_shot,
+    "functions that a module holds": cached,
+}
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_what_hooks_and_functions_of_a_model_remember_is_put_back(name):
+    net, state = CALLABLES[name]()
+    before, x = state(), torch.randn(4, 3)
+    with untouched(net) as run:
+        run(lambda: net(x))
+        run(lambda: net(x))
+    assert state() == before
+    fisher_spectrum(net, x, num_eigenvalues=1)
+    assert state() == before
+    net(x)
+    assert state() != before
+
+
+def test_an_iterator_in_a_hooks_closure_that_a_pass_moves_on_is_refused_by_name():
+    net, numbers = nn.Linear(3, 3), itertools.count()
+    net.register_forward_hook(lambda *_: (next(numbers), None)[1])
+    with pytest.raises(ValueError, match=r"numbers \(a count\) of Linear"):
+        fisher_spectrum(net, torch.randn(4, 3), num_eigenvalues=0)

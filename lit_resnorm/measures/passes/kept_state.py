@@ -4,21 +4,18 @@ A pass runs on copies of the plain tensors that modules hold (buffers, statistic
 as attributes, hidden states), so what it writes into them never reaches the run's own,
 nor a graph that has saved them. Whatever else hangs on a module is put back
 afterwards: attributes, containers and their contents, counters, random generators,
-NumPy arrays, objects of the project's own classes. Parameters are not copied here; see
+NumPy arrays, objects of the project's own classes, and what its functions and forward
+hooks remember. Parameters are not copied here; see
 :mod:`~lit_resnorm.measures.passes.parameter_writes`.
 """
 
 from __future__ import annotations
 
-import pickle
-import random
-import sys
 import types
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import partial
 from operator import is_
 from typing import Any
 
@@ -27,30 +24,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-_ATOMS = frozenset(
-    [
-        *(int, float, bool, complex, str, bytes, type, range, slice, type(None)),
-        *(torch.dtype, torch.device, torch.Size, torch.layout),
-        *(types.FunctionType, types.BuiltinFunctionType, types.MethodType),
-        types.ModuleType,
-    ]
+from lit_resnorm.measures.passes.held_generators import (
+    generator_access,
+    position_of,
+    seed_generator,
 )
-"""Types whose values no pass can change."""
+from lit_resnorm.measures.passes.silenced_logging import logging_silenced
+from lit_resnorm.measures.passes.stateful_types import (
+    ATOMS,
+    KEPT_OF_CLASSES,
+    is_machinery,
+    is_projects,
+    slots_of,
+)
 
 _OWN_DICTS = frozenset(
     name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))
 )
-"""Slots and hooks of every module: the first are kept apart, the second are ours."""
+"""Slots and hooks of every module, which are kept apart."""
 
-_TRAINERS = frozenset(
-    ["lightning", "pytorch_lightning", "lightning_fabric", "lit_resnorm_callbacks"]
-)
-"""Packages whose objects run networks: they lead to everything, probes included."""
-
-_MACHINERY = _TRAINERS | {"torch", "lit_resnorm"}
-"""Packages whose objects, unless they are modules, hold no state of a network."""
-
-_KEPT_OF_CLASSES = (int, float, str, list, dict, set, deque, Tensor, np.ndarray)
+_FORWARD_HOOKS = tuple(name for name in sorted(_OWN_DICTS) if "_forward_" in name)
+"""Hooks of forward passes. Those on gradients are off in them."""
 
 _MOST_ITEMS = 100_000
 """Containers of more elements are data: their elements are not looked into."""
@@ -121,7 +115,7 @@ class State:
     def _replacement(self, name: str, value: Any) -> Any:
         """Return what stands in for a value; see that its contents are kept."""
         kind = type(value)
-        if kind in _ATOMS or (kind is tuple and _ATOMS.issuperset(map(type, value))):
+        if kind in ATOMS or (kind is tuple and ATOMS.issuperset(map(type, value))):
             return value
         if (known := self._seen.get(id(value))) is not None:
             return known[1]
@@ -178,11 +172,20 @@ class State:
             self._contents(name, value, bytes(value), bytearray.clear, bytearray.extend)
         elif isinstance(value, np.ndarray):
             self._array(name, value)
-        elif (access := _generator_access(value)) is not None:
+        elif (access := generator_access(value)) is not None:
             self._generator(name, value, *access)
         elif isinstance(value, Iterator):
             self._iterator(name, value)
-        elif id(value) in self._roots or _is_projects(type(value), self._copied):
+        elif isinstance(value, types.FunctionType):
+            self._function(name, value)
+        elif isinstance(value, (types.MethodType, types.BuiltinFunctionType)):
+            if not isinstance(value.__self__, Tensor):
+                self._replacement(name, value.__self__)
+            if isinstance(value, types.MethodType):
+                self._replacement(name, value.__func__)
+        elif isinstance(value, partial):
+            self._partial(name, value)
+        elif id(value) in self._roots or is_projects(type(value), self._copied):
             self._object(name, value)
 
     def _module(self, name: str, module: nn.Module) -> None:
@@ -195,11 +198,13 @@ class State:
         self._dict(name, module._buffers)
         self._dict(name, module._modules)
         self._dict(name, module._parameters, look_into=False)
+        for hooks in _FORWARD_HOOKS:
+            self._dict(f"{name}.{hooks}".strip("."), getattr(module, hooks))
         kind = type(module)
         if id(kind) not in self._seen:
             self._seen[id(kind)] = kind, kind
             for base in kind.__mro__:
-                if not _is_machinery(base):
+                if not is_machinery(base.__module__):
                     self._class(base)
 
     def _scripted(self, name: str, module: torch.jit.ScriptModule) -> None:
@@ -223,7 +228,7 @@ class State:
         slots = {
             slot: getattr(value, slot)
             for kind in type(value).__mro__
-            for slot in _slots(kind)
+            for slot in slots_of(kind)
             if hasattr(value, slot)
         }
         if slots:
@@ -237,12 +242,68 @@ class State:
         own = {
             attribute: value
             for attribute, value in vars(kind).items()
-            if isinstance(value, _KEPT_OF_CLASSES) and not attribute.startswith("__")
+            if isinstance(value, KEPT_OF_CLASSES) and not attribute.startswith("__")
         }
         for attribute, value in own.items():
             if not isinstance(value, Tensor):
                 self._replacement(f"{kind.__name__}.{attribute}", value)
         self._attributes(kind.__name__, kind, own, own, setattr)
+        for attribute, value in vars(kind).items():
+            if isinstance(value, (types.FunctionType, staticmethod, classmethod)):
+                function = getattr(value, "__func__", value)
+                self._replacement(f"{kind.__name__}.{attribute}", function)
+
+    def _function(self, name: str, function: types.FunctionType) -> None:
+        """Keep what a function refers to: its variables of outer functions, defaults.
+
+        It may be a hook, an attribute, a method or its decorator.
+        """
+        if is_machinery(function.__globals__.get("__name__", "")):
+            # as what torch.no_grad makes of a function
+            self._replacement(name, getattr(function, "__wrapped__", None))
+            return
+        names = function.__code__.co_freevars
+        for variable, cell in zip(names, function.__closure__ or (), strict=True):
+            if id(cell) not in self._seen:  # several functions may share one
+                self._seen[id(cell)] = cell, cell
+                self._cell(f"{name}.{variable}", cell)
+        own = {"__defaults__": function.__defaults__}
+        entered = {n: self._replacement(name, value) for n, value in own.items()}
+        self._attributes(name, function, own, entered, setattr)
+        for store in (function.__kwdefaults__, vars(function)):
+            if store is not None:
+                self._dict(name, store)
+
+    def _cell(self, name: str, cell: types.CellType) -> None:
+        own = _contents_of(cell)
+        entered = own if own is _MISSING else self._replacement(name, own)
+        if entered is not own:
+            cell.cell_contents = entered
+
+        def undo() -> None:
+            if _contents_of(cell) is not entered:
+                self.changed.append(name)
+            if own is _MISSING:
+                del cell.cell_contents
+            else:
+                cell.cell_contents = own
+
+        self._undo.append(undo)
+
+    def _partial(self, name: str, call: partial[Any]) -> None:
+        self._replacement(name, call.func)
+        self._dict(name, call.keywords)
+        self._dict(name, vars(call))
+        own = call.args
+        entered = self._replacement(name, own)
+
+        def put(args: tuple[Any, ...]) -> None:
+            pickled: Any = call
+            pickled.__setstate__((call.func, args, call.keywords, vars(call)))
+
+        if entered is not own:
+            put(entered)
+            self._undo.append(lambda: put(own))
 
     def _attributes(
         self,
@@ -281,7 +342,7 @@ class State:
         if look_into and len(own) <= _MOST_ITEMS:
             prefix = f"{name}." if name else ""
             for key, value in own.items():
-                if type(value) in _ATOMS or key in skipped:
+                if type(value) in ATOMS or key in skipped:
                     continue
                 other = self._replacement(f"{prefix}{key}", value)
                 if other is not value:
@@ -351,10 +412,10 @@ class State:
         self._undo.append(undo)
 
     def _iterator(self, name: str, iterator: Iterator[Any]) -> None:
-        before = _position(iterator)
+        before = position_of(iterator)
 
         def undo() -> None:
-            if _position(iterator) != before:
+            if position_of(iterator) != before:
                 self.lost.append(f"{name} (a {type(iterator).__name__})")
 
         self._undo.append(undo)
@@ -374,7 +435,7 @@ def state_kept(model: nn.Module) -> Iterator[State]:
         ValueError: If the pass has moved an iterator on; the message names it.
     """
     state = State(model)
-    with _silenced(model):
+    with logging_silenced(model):
         try:
             yield state
         finally:
@@ -399,116 +460,11 @@ def data_kept(*sources: Any) -> Iterator[None]:
     """
     state = State(*sources, copied=False)
     for generator in state.generators:
-        _seed_generator(generator, 0)
+        seed_generator(generator, 0)
     try:
         yield
     finally:
         state.put_back()
-
-
-def _seed_generator(generator: Any, seed: int) -> None:
-    if isinstance(generator, torch.Generator):
-        generator.manual_seed(seed)
-    elif isinstance(generator, np.random.Generator):
-        kind = type(generator.bit_generator)
-        generator.bit_generator.state = kind(seed).state
-    else:
-        generator.seed(seed)
-
-
-class _Silent:
-    """Stands in for a logger: takes any call, and does nothing."""
-
-    def __getattr__(self, name: str) -> _Silent:
-        return self
-
-    def __call__(self, *_: Any, **__: Any) -> _Silent:
-        return self
-
-    def __getitem__(self, key: Any) -> _Silent:
-        return self
-
-
-def _log_nothing(*args: Any, **kwargs: Any) -> None:
-    """Stand in for `LightningModule.log`."""
-
-
-@contextmanager
-def _silenced(model: nn.Module) -> Iterator[None]:
-    """Have a LightningModule's `log` and its trainer's loggers do nothing.
-
-    Known by their attributes: measures import no Lightning.
-    """
-    talking = [m for m in model.modules() if "_current_fx_name" in vars(m)]
-    trainers = {id(t): t for m in talking if (t := vars(m).get("_trainer")) is not None}
-    loggers = [(t, t._loggers) for t in trainers.values()]
-    held = [{n: vars(m).get(n, _MISSING) for n in _LOGGING} for m in talking]
-    for trainer, own in loggers:
-        trainer._loggers = [_Silent() for _ in own]
-    for module in talking:
-        vars(module).update(dict.fromkeys(_LOGGING, _log_nothing))
-    try:
-        yield
-    finally:
-        for trainer, own in loggers:
-            trainer._loggers = own
-        for module, saved in zip(talking, held, strict=True):
-            for name, value in saved.items():
-                vars(module).pop(name, None)
-                if value is not _MISSING:
-                    vars(module)[name] = value
-
-
-_LOGGING = ("log", "log_dict")
-
-
-def _generator_access(value: Any) -> tuple[Any, Any, Any] | None:
-    """Return how a random generator's state is read, set and compared."""
-    if isinstance(value, torch.Generator):
-        return (
-            torch.Generator.get_state,
-            torch.Generator.set_state,
-            lambda a, b: not torch.equal(a, b),
-        )
-    if isinstance(value, np.random.Generator):
-        return _bit_state, _set_bit_state, _pickles_differ
-    if isinstance(value, np.random.RandomState):
-        return (
-            lambda g: g.get_state(legacy=False),
-            np.random.RandomState.set_state,
-            _pickles_differ,
-        )
-    if isinstance(value, random.Random):
-        return random.Random.getstate, random.Random.setstate, _pickles_differ
-    return None
-
-
-def _bit_state(generator: np.random.Generator) -> Any:
-    return generator.bit_generator.state
-
-
-def _set_bit_state(generator: np.random.Generator, state: Any) -> None:
-    generator.bit_generator.state = state
-
-
-def _pickles_differ(one: Any, other: Any) -> bool:
-    # Pickled, as states hold arrays, which `!=` compares number by number.
-    return pickle.dumps(one) != pickle.dumps(other)
-
-
-def _position(iterator: Iterator[Any]) -> Any:
-    """Return something that differs when an iterator has moved on, where it can."""
-    if isinstance(iterator, types.GeneratorType):
-        frame = iterator.gi_frame
-        return None if frame is None else (frame.f_lasti, repr(frame.f_locals))
-    with warnings.catch_warnings():
-        # itertools says that it will lose this.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            return pickle.dumps(iterator)
-        except Exception:
-            # Any class may refuse in a way of its own, as loaders with workers do.
-            return repr(iterator)
 
 
 def _differs(values: Sequence[Any], own: list[Any]) -> bool:
@@ -529,23 +485,8 @@ def _names_apart(
             yield f"{name}.{key}".strip(".")
 
 
-def _slots(kind: type) -> tuple[str, ...]:
-    slots = vars(kind).get("__slots__", ())
-    names = (slots,) if isinstance(slots, str) else tuple(slots)
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
-
-
-@cache
-def _is_machinery(kind: type) -> bool:
-    top = kind.__module__.partition(".")[0]
-    return top in _MACHINERY or top in sys.stdlib_module_names
-
-
-@cache
-def _is_projects(kind: type, of_model: bool) -> bool:
-    """Return whether objects of a class may hold state that a pass changes."""
-    top = kind.__module__.partition(".")[0]
-    if top in sys.stdlib_module_names:
-        return top in ("collections", "types")
-    tops = {base.__module__.partition(".")[0] for base in kind.__mro__}
-    return not tops & (_MACHINERY if of_model else _TRAINERS)
+def _contents_of(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a variable that holds nothing yet
+        return _MISSING
