@@ -10,6 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
+from lit_resnorm.measures.copies.stability import losses_at
 from lit_resnorm.measures.fisher import fisher_spectrum
 from lit_resnorm_callbacks import FIMEigenvalueProbe
 
@@ -224,6 +225,58 @@ def test_all_ranks_take_rows_of_different_ways_alike(name, shares):
                 rel=1e-9,
                 abs=1e-15,
             )
+
+
+def with_norms(model, num_normed):
+    """Norm the output of the first experts."""
+    for place in range(num_normed):
+        normed = nn.Sequential(model.experts[place], nn.BatchNorm1d(3).double())
+        model.experts[place] = normed
+    return model
+
+
+def refused(rank, shares):
+    """Return what each measurement of networks with norms in experts says."""
+    said = []
+    for name, num_normed in (
+        ("experts", 4),
+        ("experts that part late", 4),
+        ("experts", 1),
+        ("experts that part late", 1),
+    ):
+        model, x = net(name)
+        model = with_norms(model, num_normed)
+        rows = x[sum(shares[:rank]) :][: shares[rank]]
+        for num_eigenvalues in (0, 1):
+            try:
+                fisher_spectrum(
+                    model, rows, num_eigenvalues=num_eigenvalues, reduce=sum_over_ranks
+                )
+            except ValueError as error:
+                said.append(str(error))
+    # In step: a sum of all ranks comes out as the sum.
+    total = float(sum_over_ranks(torch.tensor(float(rank))))
+    return said, total
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("shares", [(5, 2), (1, 0, 6)], ids=str)
+def test_all_ranks_refuse_norms_that_some_rows_pass_by_and_none_waits(shares):
+    found = run_ranks(refused, len(shares), shares)
+    for said, total in found:
+        assert total == sum(range(len(shares)))
+        assert said == found[0][0]
+        assert len(said) == 8
+        assert all("past batch norms" in words for words in said)
+
+
+def test_examples_that_pass_by_norms_of_the_batch_are_refused_by_losses_too():
+    model, x = net("experts")
+    model = with_norms(model, 4)
+    with pytest.raises(ValueError, match="past batch norms"):
+        losses_at(
+            model, lambda module, x: module(x).square().sum(1), [{}], [{}], x, x[:2]
+        )
 
 
 class LitExperts(L.LightningModule):

@@ -23,9 +23,10 @@ from lit_resnorm.measures.fisher.products import Products
 from lit_resnorm.measures.fisher.recording import UseRecorder, recorded_pass
 from lit_resnorm.measures.fisher.recording_check import examine, structure_of
 from lit_resnorm.measures.fisher.shards import Shards
-from lit_resnorm.measures.fisher.sweep import MissedNormError, Sweep
+from lit_resnorm.measures.fisher.sweep import Sweep
 from lit_resnorm.measures.passes.batches import mapped, num_rows, occupied, take_rows
 from lit_resnorm.measures.passes.untouched import (
+    MissedNormError,
     Passes,
     check_norm_mode,
     identity,
@@ -182,11 +183,11 @@ class _FirstPasses:
             return recorder, output, True
         one = take_rows(self.x, slice(0, 1))
         recorder, output = self._recorded(one, scout=True)
-        if run.num_norms:
+        if self.shards.largest(run.num_norms, output.device):
             self._calibrate()
-            recorder, output = self._recorded(one)
-            if self.shards.largest(int(not run.applied_all_norms), output.device):
-                raise MissedNormError(self.network.model, run.norm_mode)
+            recorder, output = self._recorded_by_fixed_norms(one)
+        else:
+            run.without_norms()
         self._check_dependent(output)
         coupled = run.takes_rows_together
         if not coupled:
@@ -210,6 +211,23 @@ class _FirstPasses:
 
     def _recorded(self, x: Any, *, scout: bool = False) -> tuple[UseRecorder, Tensor]:
         return recorded_pass(self.network, self.run, x, empty=self.empty, scout=scout)
+
+    def _recorded_by_fixed_norms(self, x: Any) -> tuple[UseRecorder, Tensor]:
+        """Return what a pass found.
+
+        Raises:
+            MissedNormError: On all ranks, if a rank's row passes by a norm.
+        """
+        found, missed = None, None
+        try:
+            found = self._recorded(x)
+        except MissedNormError as error:
+            missed = error
+        any_missed = self.shards.largest(int(found is None), self.network.device)
+        if found is None or any_missed:
+            network = type(self.network.model).__name__
+            raise missed or MissedNormError(network, self.run.norm_mode)
+        return found
 
     def _check_dependent(self, output: Tensor) -> None:
         """Refuse a network none of whose outputs depends on a parameter.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from lit_resnorm.measures.fisher.blocks import Leavings, ParameterBlock, find_blocks
@@ -27,7 +27,7 @@ from lit_resnorm.measures.fisher.network import Network
 from lit_resnorm.measures.fisher.parameter_uses import Use
 from lit_resnorm.measures.fisher.recording import UseRecorder
 from lit_resnorm.measures.passes.batches import take_rows
-from lit_resnorm.measures.passes.untouched import Passes
+from lit_resnorm.measures.passes.untouched import MissedNormError, Passes
 
 Visit = Callable[[ParameterBlock, Leavings], None]
 """Takes a block and what a backward pass left at it."""
@@ -35,21 +35,6 @@ Visit = Callable[[ParameterBlock, Leavings], None]
 
 class OtherWayError(Exception):
     """Rows take different ways through the network, on this rank or another."""
-
-
-class MissedNormError(ValueError):
-    """A row passes by batch norms whose statistics are fixed.
-
-    Statistics are known by the place of their norm in a pass, so that the row's norms
-    would be given those of others.
-    """
-
-    def __init__(self, model: nn.Module, norm_mode: str) -> None:
-        super().__init__(
-            f"rows of the batch take different ways through {type(model).__name__},"
-            f" past batch norms whose statistics norm_mode {norm_mode!r} fixes: measure"
-            " with norm_mode 'train'"
-        )
 
 
 @dataclass(frozen=True)
@@ -147,7 +132,7 @@ class Sweep:
             found = 2
         found = self.examples.shards.largest(found, self.network.device)
         if found == 2:
-            raise MissedNormError(self.network.model, self.run.norm_mode)
+            raise MissedNormError(type(self.network.model).__name__, self.run.norm_mode)
         if found:
             raise OtherWayError
 
@@ -212,8 +197,6 @@ class Sweep:
                 return self.network(x)
 
         output = self.run(recorded)
-        if not self.run.applied_all_norms:
-            raise MissedNormError(self.network.model, self.run.norm_mode)
         if count > 1 and any(use.shape[:1] != (count,) for use in recorder.uses):
             return False
         if not self.direct and not self._as_traced(recorder, output, count):

@@ -6,6 +6,7 @@ norm does (`norm_mode`), so that each measure states it in the same three words.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,22 @@ def check_norm_mode(norm_mode: str) -> NormMode:
     raise ValueError(f"norm_mode is {norm_mode!r}; it must be one of {choices}")
 
 
+class MissedNormError(ValueError):
+    """A pass has other batch norms than that which fixed their statistics.
+
+    Statistics are known by the place of their norm in a pass, so that norms would be
+    given those of others.
+    """
+
+    def __init__(self, network: str, norm_mode: str) -> None:
+        others = "'train'" if norm_mode == "eval" else "'eval' or 'train'"
+        super().__init__(
+            f"rows of the batch take different ways through {network}, past batch norms"
+            f" whose statistics norm_mode {norm_mode!r} fixes: measure with norm_mode"
+            f" {others}"
+        )
+
+
 @dataclass
 class _Application:
     """One application of batch norm in a pass: over what, and its statistics."""
@@ -75,6 +92,10 @@ class Passes(TorchFunctionMode):
     each call, differentiated through. They show in a pass with another number of rows,
     which `scout=True` makes; without one all are taken to be over rows.
 
+    A pass without one of the norms whose statistics are fixed, or with more of them, is
+    refused. Where statistics are over ranks, they tell each other at each norm where
+    they are, so that none waits for one whose rows go another way.
+
     Attributes:
         norm_mode: What batch norms do.
         reduce: Sums a tensor over ranks.
@@ -91,6 +112,9 @@ class Passes(TorchFunctionMode):
         super().__init__()
         # Whose state each pass begins with anew; None: passes leave no trace.
         self._model = model
+        self._network = "the network" if model is None else type(model).__name__
+        first = None if model is None else next(model.parameters(), None)
+        self._device = torch.device("cpu") if first is None else first.device
         self.norm_mode = norm_mode
         self.reduce = reduce
         self.live = False
@@ -105,11 +129,6 @@ class Passes(TorchFunctionMode):
     def num_norms(self) -> int:
         """Applications of batch norm whose statistics were taken."""
         return len(self._applications)
-
-    @property
-    def applied_all_norms(self) -> bool:
-        """Whether the last pass applied all batch norms whose statistics were taken."""
-        return self._application == len(self._applications)
 
     @property
     def takes_rows_together(self) -> bool:
@@ -142,12 +161,33 @@ class Passes(TorchFunctionMode):
         self._empty = empty
         self._scouting = scout
         self._application = 0
+        over_ranks = not scout and not self._calibrated and self.reduce is not identity
         with self:
             output = self._pass(forward)
+        if over_ranks:
+            self._agree("end")
+        if self._application != len(self._applications):
+            raise self._missed()
         self._calibrated = not scout
         if scout:
             self._scouted = [taken.shape for taken in self._applications]
         return output
+
+    def without_norms(self) -> None:
+        """Take it that no pass has a norm whose statistics are to be taken."""
+        self._calibrated, self._applications = True, []
+
+    def _missed(self) -> MissedNormError:
+        return MissedNormError(self._network, self.norm_mode)
+
+    def _agree(self, *place: Any) -> None:
+        """Refuse, on all ranks, where another rank's pass is at another place."""
+        digest = 1 + zlib.crc32(repr(place).encode()) % 2**15
+        # Whole numbers of less than 2 ** 53, so that the sums are exact.
+        told = torch.tensor([1, digest, digest**2], dtype=torch.float64)
+        num, total, squares = self.reduce(told.to(self._device)).tolist()
+        if num * squares != total**2:
+            raise self._missed()
 
     def _pass(self, forward: Callable[[], T]) -> T:
         """Return `forward()`, which begins with the state that all passes begin with.
@@ -187,10 +227,7 @@ class Passes(TorchFunctionMode):
         if not self._calibrated:
             self._applications.append(self._taken(call))
         if self._application >= len(self._applications):
-            raise RuntimeError(
-                f"this pass applies more than the {len(self._applications)} batch norms"
-                " whose statistics were taken: norm_mode frozen needs passes alike"
-            )
+            raise self._missed()
         statistics = self._applications[self._application].statistics
         self._application += 1
         if statistics is None:
@@ -201,9 +238,12 @@ class Passes(TorchFunctionMode):
 
     def _taken(self, call: NormCall) -> _Application:
         shape = call.input.shape
-        if not self._over_rows(shape):
-            return _Application(shape, None)
+        over = self._over_rows(shape)
         alone = self._scouting or self.reduce is identity
+        if not alone:
+            self._agree(len(self._applications), over and shape[1])
+        if not over:
+            return _Application(shape, None)
         reduce = None if alone else self.reduce
         empty = self._empty and not self._scouting
         return _Application(shape, batch_statistics(call.input, reduce, empty=empty))
