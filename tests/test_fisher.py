@@ -456,9 +456,7 @@ def test_complex_parameters_and_torchscript_are_refused_by_name():
 
 def test_a_matrix_beyond_memory_is_refused_and_the_way_out_is_named(monkeypatch):
     model, x = case("residual")
-    monkeypatch.setattr(
-        "lit_resnorm.measures.fisher.routes.free_memory", lambda _: 1000
-    )
+    monkeypatch.setattr("lit_resnorm.measures.fisher.costs.free_memory", lambda _: 1000)
     with pytest.raises(ValueError, match="num_eigenvalues=10"):
         fisher_spectrum(model, x)
 

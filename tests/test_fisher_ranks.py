@@ -70,3 +70,23 @@ def measure_whole(rank):
     return fisher_spectrum(
         model, x, norm_mode="train", num_eigenvalues=2, tol=1e-9, reduce=sum_over_ranks
     ).eigenvalues
+
+
+def measure_with_little_memory_on_one(rank):
+    """Return what all eigenvalues are refused with, and how the largest was found."""
+    model, x = case("residual")
+    rows = x[:3] if rank == 0 else x[3:]
+    with pytest.MonkeyPatch.context() as patch:
+        free = "lit_resnorm.measures.fisher.costs.free_memory"
+        patch.setattr(free, lambda _: 2**40 if rank else 1000)
+        with pytest.raises(ValueError, match="GiB free") as refused:
+            fisher_spectrum(model, rows, reduce=sum_over_ranks)
+        found = fisher_spectrum(model, rows, num_eigenvalues=2, reduce=sum_over_ranks)
+    return str(refused.value), found.num_products, found.eigenvalues
+
+
+def test_ranks_with_more_or_less_free_memory_take_the_same_route():
+    few, other = run_ranks(measure_with_little_memory_on_one, 2)
+    assert few[:2] == other[:2]
+    assert few[1] > 0
+    assert torch.equal(few[2], other[2])

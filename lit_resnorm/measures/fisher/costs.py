@@ -21,9 +21,7 @@ def matrix_is_cheaper(measured: Measurement, num_eigenvalues: int) -> bool:
     """
     examples = measured.examples
     dim = min(examples.dim, measured.num_parameters)
-    if 4 * dim**2 * measured.sweep.network.dtype.itemsize > free_memory(
-        measured.sweep.network.device
-    ):
+    if 4 * dim**2 * measured.sweep.network.dtype.itemsize > least_free_memory(measured):
         return False
     num_products = 9 + 3 * num_eigenvalues
     if measured.coupled:
@@ -44,6 +42,15 @@ def matrix_is_cheaper(measured: Measurement, num_eigenvalues: int) -> bool:
     # multiplications a number.
     iterations = 10.0 * dim**2 * num_products
     return seeds * forward + 0.8 * matrix + iterations < 4.5 * forward * num_products
+
+
+def least_free_memory(measured: Measurement) -> int:
+    """Return the bytes that can still be taken on every rank's device.
+
+    All ranks make the same choices by it.
+    """
+    device = measured.sweep.network.device
+    return -measured.examples.shards.largest(-free_memory(device), device)
 
 
 def free_memory(device: torch.device) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_resnorm.measures.fisher.blocks import Leavings, ParameterBlock
-from lit_resnorm.measures.fisher.costs import free_memory, matrix_is_cheaper
+from lit_resnorm.measures.fisher.costs import least_free_memory, matrix_is_cheaper
 from lit_resnorm.measures.fisher.gram import gram_matrix, parameter_matrix
 from lit_resnorm.measures.fisher.measurement import Measurement
 from lit_resnorm.measures.fisher.result import FisherSpectrum
@@ -238,10 +238,11 @@ def check_memory(dim: int, measured: Measurement) -> None:
     """Raise where a matrix of this dimension can't be formed and decomposed.
 
     Raises:
-        ValueError: If four copies of the matrix exceed the free memory.
+        ValueError: On all ranks, if four copies of the matrix exceed the free memory
+            of one.
     """
     needed = 4 * dim**2 * measured.sweep.network.dtype.itemsize
-    free = free_memory(measured.sweep.network.device)
+    free = least_free_memory(measured)
     if needed > free:
         raise ValueError(
             f"num_eigenvalues is None, all of a {dim} x {dim} matrix, which takes"
