@@ -3,10 +3,13 @@
 import pytest
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.testing import assert_close
+from twin_runs import REMOVED, Net, batches, fit, made
 
 from lit_resnorm.measures.copies.influence import influence_copies
+from lit_resnorm_callbacks import StabilityProbe
 
 
 class Composed(nn.Module):
@@ -66,3 +69,73 @@ def test_influence_is_that_through_the_same_function_with_all_derivatives(name):
         # torch's slope of hardsigmoid is 1 / 6 in single precision: 3e-8 off.
         assert_close(one, expected, rtol=3e-7, atol=3e-8)
     assert not torch.equal(found[0]["0.weight"], found[1]["0.weight"])
+
+
+class Doubled(torch.autograd.Function):
+    """Has no derivative of its backward function, and none in forward mode."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return 2 * grad
+
+
+class LeavesGraph(torch.autograd.Function):
+    """Says nothing, and passes on a gradient that torch takes for a constant."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return torch.from_numpy(2 * grad.detach().numpy())
+
+
+class Bagged(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 16))
+
+    def forward(self, x):
+        bags = F.embedding_bag(torch.arange(4).expand(len(x), 4), self.weight)
+        return x + bags
+
+
+FAULTS = {
+    "Doubled": lambda: Composed(Doubled.apply),
+    "LeavesGraph": lambda: Composed(LeavesGraph.apply),
+    "_embedding_bag": Bagged,
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_operations_without_the_derivatives_are_refused_by_name_at_set_up(name):
+    class Faulty(Net):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Sequential(
+                nn.Linear(16, 16), FAULTS[name](), nn.Linear(16, 12)
+            )
+
+    probe = StabilityProbe(removed=REMOVED, method="influence")
+    with pytest.raises(ValueError, match=rf"stability: method 'influence' .*{name}"):
+        fit(made(Faulty)(), batches(8), [probe])
+
+
+def test_a_loss_without_second_derivative_is_refused_at_set_up():
+    class Squared(Net):
+        def training_step(self, batch, batch_idx):
+            return doubled(self(batch[0]), batch[1]).mean()
+
+    def doubled(output, target):
+        apart = output - F.one_hot(target, output.shape[1])
+        return Doubled.apply(apart).square().sum(1)
+
+    probe = StabilityProbe(removed=REMOVED, method="influence", loss_fn=doubled)
+    with pytest.raises(ValueError, match="stability: method 'influence' needs a loss"):
+        fit(made(Squared)(), batches(8), [probe])

@@ -11,6 +11,7 @@ from lit_resnorm.measures.copies.influence import conjugate_gradients, influence
 from lit_resnorm.measures.copies.optimizer import StackedOptimizer, clip_by_norm
 from lit_resnorm.measures.copies.stability import stability
 from lit_resnorm.measures.copies.twins import Share, Twins
+from lit_resnorm.measures.losses import Reduction
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),
@@ -190,32 +191,71 @@ def test_gradients_are_clipped_as_torch_clips_those_of_each_copy():
             torch.testing.assert_close(grad[k], p.grad)
 
 
-def test_influence_on_ridge_is_exact_where_its_matrix_is_that_of_the_other_examples():
+def weighted_ridge(x, y, shares, decay):
+    """Minimiser of the weighted sum of (x w - y)^2 / 2 plus decay |w|^2 / 2."""
+    matrix = (x * shares[:, None]).T @ x + decay * torch.eye(x.shape[1]).double()
+    return torch.linalg.solve(matrix, (x * shares[:, None]).T @ y)
+
+
+REDUCTIONS = {
+    "mean": (None, False),
+    "weighted mean": (torch.linspace(0.5, 2.0, 40, dtype=torch.float64), False),
+    "sum": (None, True),
+}
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_influence_on_ridge_is_exact_where_its_matrix_is_that_of_the_others(name):
     # The loss is a quadratic, so one step of Newton's method ends at its minimum.
     num, decay = 40, 0.2
+    weights_N, summed = REDUCTIONS[name]
     x, y = regression(num, 3)
+    w = torch.ones(num, dtype=torch.float64) if weights_N is None else weights_N
+    keep = torch.arange(num) != 7
+    # Nothing takes the place of an example that lacks in a sum.
+    shares = w / num if summed else w / w.sum()
+    without = shares[keep] if summed else w[keep] / w[keep].sum()
+    weights = weighted_ridge(x, y, shares, decay)
+    exact = weighted_ridge(x[keep], y[keep], without, decay).T
     model = linear(3)
-    weights = ridge(x, y, decay)
     with torch.no_grad():
         model.weight.copy_(weights.T)
-    keep = torch.arange(num) != 7
     copies = influence_copies(
         model,
         lambda module, batch: module(batch[0]),
         lambda output, batch: squared(output, batch[1]),
         ["weight"],
-        (x[keep], y[keep]),
-        (x[7:8], y[7:8]),
+        (x[keep], y[keep], w[keep]),
+        (x[7:8], y[7:8], w[7:8]),
         [1],
         2,
         num_train=num,
+        reduction=None if name == "mean" else lambda batch: Reduction(batch[2], summed),
         decay=decay,
         tol=1e-12,
     )
-    exact = ridge(x[keep], y[keep], decay).T
     torch.testing.assert_close(copies.weights(1)["weight"], exact, rtol=0, atol=1e-9)
     assert (exact - weights.T).norm() > 1e-3
     assert copies.forked == {1}
+
+
+def test_influence_of_an_example_without_weight_is_none():
+    x, y = regression(8, 3)
+    model = linear(3)
+    copies = influence_copies(
+        model,
+        lambda module, batch: module(batch[0]),
+        lambda output, batch: squared(output, batch[1]),
+        ["weight"],
+        (x, y, torch.ones(8).double()),
+        (x[:1], y[:1], torch.zeros(1).double()),
+        [0],
+        1,
+        num_train=8,
+        reduction=lambda batch: Reduction(batch[2]),
+        damping=0.1,
+    )
+    assert torch.equal(copies.weights(0)["weight"], model.weight)
 
 
 def test_conjugate_gradients_solve_a_positive_definite_system():

@@ -37,6 +37,7 @@ class RunFollower:
         indices: Which examples a batch holds.
         training: The training of the twins; None where none are trained.
         broken: Why it was given up; None: it wasn't.
+        num_rows: Rows of the run's batches on this rank, where no twins are trained.
     """
 
     def __init__(self, name: str, *, strict: bool, batch_dim: int = 0) -> None:
@@ -45,6 +46,7 @@ class RunFollower:
         self._batch_dim = batch_dim
         self.training: TwinTraining | None = None
         self.broken: str | None = None
+        self.num_rows = 1
         self._strict = strict
         self._name = name
         self._under_way = False
@@ -101,8 +103,7 @@ class RunFollower:
             loss: What the run is about to differentiate.
 
         Raises:
-            ValueError: If the losses of examples don't make it, or without twins make
-                it otherwise than by their mean.
+            ValueError: If the losses of examples don't make it.
         """
         training, batch = self.training, self._batch_in_hand
 
@@ -114,11 +115,7 @@ class RunFollower:
                 around = trainer.precision_plugin.train_step_context
                 seen = run_first_pass(module, losses, batch, around)
             found = reduction(batch)
-            if not found.is_mean:
-                raise ValueError(
-                    f"{self._name}: method 'influence' needs a loss that is the mean of"
-                    f" its examples'; the module's is a {found.words}"
-                )
+            self.num_rows = len(found.weights)
             if not seen.draws:  # else other masks make other losses
                 own = loss * trainer.accumulate_grad_batches
                 found.check(self._name, seen.losses, own)

@@ -10,7 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lit_resnorm.measures.copies.copies import Copies, trained_parameters
-from lit_resnorm.measures.copies.influence import influence_copies
+from lit_resnorm.measures.copies.influence import check_influence, influence_copies
+from lit_resnorm.measures.losses import Reduction
 from lit_resnorm.measures.passes.untouched import Reduce
 from lit_resnorm_callbacks.stability.left_out import LeftOut
 
@@ -25,6 +26,9 @@ class Influence:
         decay: The run's weight decay.
         damping: Added to the Gauss-Newton matrix beside it.
         norm_mode: What batch norm does.
+        forward_fn: Takes module and batch, returns the output.
+        losses: Takes module, output and batch, returns losses of examples.
+        reduction: Takes module and batch, says what makes its loss of these.
     """
 
     trained: list[str]
@@ -32,6 +36,9 @@ class Influence:
     decay: float
     damping: float
     norm_mode: str
+    forward_fn: Callable[[Any, Any], Any]
+    losses: Callable[[Any, Any, Any], Tensor]
+    reduction: Callable[[Any, Any], Reduction]
 
     @classmethod
     def of_run(
@@ -40,8 +47,7 @@ class Influence:
         module: LightningModule,
         *,
         num_train: int,
-        damping: float,
-        norm_mode: str,
+        **options: Any,
     ) -> Influence:
         """Return the estimates of a run that is about to train."""
         optimizer = trainer.optimizers[0]
@@ -49,9 +55,31 @@ class Influence:
             trained_parameters(module, optimizer),
             num_train,
             optimizer.param_groups[0].get("weight_decay", 0.0),
-            damping,
-            norm_mode,
+            **options,
         )
+
+    def check(self, module: LightningModule, batch: Any, name: str) -> None:
+        """See that the module's outputs and losses have the derivatives that it takes.
+
+        Args:
+            module: The module.
+            batch: A few examples.
+            name: The probe's name, for the message.
+
+        Raises:
+            ValueError: If they haven't; what hasn't is named.
+        """
+        try:
+            check_influence(
+                module,
+                self.forward_fn,
+                lambda output, of: self.losses(module, output, of),
+                self.trained,
+                batch,
+                norm_mode=self.norm_mode,
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
     def copies(
         self,
@@ -59,8 +87,7 @@ class Influence:
         batch: Any,
         left_out: LeftOut,
         *,
-        forward_fn: Any,
-        losses: Callable[[Any, Any, Any], Tensor],
+        num_rows: int,
         reduce: Reduce,
     ) -> Copies:
         """Return where training without each example that was seen would end.
@@ -69,21 +96,22 @@ class Influence:
             module: The module at its current weights.
             batch: This rank's share of the probe batch.
             left_out: The examples.
-            forward_fn: Takes module and batch, returns the output.
-            losses: Takes module, output and batch, returns losses of examples.
+            num_rows: Rows of a training batch, over which a summed loss is summed.
             reduce: Sums over ranks.
         """
+        summed = self.reduction(module, batch).summed
         return influence_copies(
             module,
-            forward_fn,
-            lambda output, of: losses(module, output, of),
+            self.forward_fn,
+            lambda output, of: self.losses(module, output, of),
             self.trained,
             batch,
             left_out.examples(),
             left_out.seen,
             len(left_out.removed),
             num_train=self.num_train,
-            decay=self.decay,
+            reduction=lambda of: self.reduction(module, of),
+            decay=self.decay / num_rows if summed else self.decay,
             damping=self.damping,
             norm_mode=self.norm_mode,
             reduce=reduce,

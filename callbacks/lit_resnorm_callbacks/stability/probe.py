@@ -315,6 +315,9 @@ class StabilityProbe(Probe):
                 num_train=size,
                 damping=self.damping,
                 norm_mode=self.norm_mode,
+                forward_fn=self.forward_fn,
+                losses=self._losses_at,
+                reduction=self._reduction,
             )
         self._go_on(pl_module)
         super().on_train_start(trainer, pl_module)
@@ -423,8 +426,7 @@ class StabilityProbe(Probe):
                 module,
                 batch,
                 self._left_out,
-                forward_fn=self.forward_fn,
-                losses=self._losses_at,
+                num_rows=self._follower.num_rows,
                 reduce=reduce,
             )
         values, self._rows = twin_values(
@@ -451,6 +453,8 @@ class StabilityProbe(Probe):
                 f"{self.name}: the probe batch's losses can't be taken"
                 f" ({type(error).__name__}: {error}): give loss_fn or forward_fn"
             ) from error
+        if self._influence is not None:
+            self._influence.check(module, few, self.name)
 
     def _measures_alone(self) -> bool:
         if self._saved or self._copies is not None:
