@@ -254,3 +254,28 @@ def test_averages_of_weights_are_refused_before_the_probe_and_followed_behind(ki
             {n: state[n] for n, _ in made(Net)().named_parameters()} for state in states
         ]
         assert largest_difference(*trained) == 0
+
+
+def test_averages_are_not_compared_with_the_twins_of_what_was_trained(tmp_path):
+    path = tmp_path / "averages.ckpt"
+
+    class Saving(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 4:
+                trainer.save_checkpoint(path)
+
+    probes = [StabilityProbe(removed=REMOVED, cadence=2, strict=True) for _ in range(3)]
+    averaging = [probes[0], Saving(), EMAWeightAveraging()]
+    trainer = fit(made(Net)(), batches(8), averaging)
+    loader = DataLoader(data(20), 20)
+    says = pytest.warns(UserWarning, match="stability: the weights are averages")
+    with says:
+        trainer.validate(trainer.lightning_module, loader, verbose=False)
+    other = quiet_trainer(callbacks=[probes[1]])
+    with says:
+        other.validate(made(Net)(), loader, ckpt_path=path, verbose=False)
+    assert not any("stability" in key for key in other.callback_metrics)
+    resumed = quiet_trainer(callbacks=[probes[2]], max_epochs=2)
+    train = DataLoader(data(), batch_sampler=batches(8))
+    with pytest.raises(ValueError, match="stability: the checkpoint holds averages"):
+        resumed.fit(made(Net)(), train, ckpt_path=path)

@@ -217,6 +217,8 @@ class StabilityProbe(Probe):
         self._module: LightningModule | None = None
         self._influence: Influence | None = None
         self._saved: dict[str, Any] = {}
+        # Whether the weights of an evaluation are averages of those that were trained.
+        self._averaged = False
         # Steps and module of the last fit.
         self._ended: tuple[int, LightningModule | None] = 0, None
         self._rows: list[list[Any]] = []
@@ -283,8 +285,26 @@ class StabilityProbe(Probe):
         """Refuse what can't work, and see what the batches hold."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            _check_order(trainer, self)
+            self._averaged = _check_order(trainer, self)
             self._follower.watch(trainer)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """See whether it has averages in the place of the weights that were trained.
+
+        Raises:
+            ValueError: If training would go on from averages beside their twins.
+        """
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        averaged = "averaging_state" in checkpoint
+        if averaged and trainer.state.fn == "fit" and not self._averaged:
+            raise ValueError(
+                f"{self.name}: the checkpoint holds averages (WeightAveraging), from"
+                " which training would go on, beside twins of the weights that were"
+                " trained: give the Trainer that callback, behind it"
+            )
+        self._averaged = averaged
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the examples, make the twins, and measure if that is asked for."""
@@ -457,6 +477,12 @@ class StabilityProbe(Probe):
             self._influence.check(module, few, self.name)
 
     def _measures_alone(self) -> bool:
+        if self._averaged:
+            rank_zero_warn(
+                f"{self.name}: the weights are averages (WeightAveraging), and the"
+                " twins are of those that were trained: nothing is measured"
+            )
+            return False
         if self._saved or self._copies is not None:
             return True
         rank_zero_info(
@@ -501,13 +527,19 @@ class StabilityProbe(Probe):
                 self._follower.add_pending(saved.get("pending", []))
 
 
-def _check_order(trainer: Trainer, probe: StabilityProbe) -> None:
-    """Raise ValueError where weights are replaced before the last measurement."""
+def _check_order(trainer: Trainer, probe: StabilityProbe) -> bool:
+    """Return whether weights are replaced by averages at the end.
+
+    Raises:
+        ValueError: If they are before the last measurement.
+    """
     callbacks: list[Any] = trainer.callbacks  # pyright: ignore
-    for each in callbacks[: callbacks.index(probe)]:
-        if isinstance(each, WeightAveraging):
+    averaging = [each for each in callbacks if isinstance(each, WeightAveraging)]
+    for each in averaging:
+        if callbacks.index(each) < callbacks.index(probe):
             raise ValueError(
                 f"{probe.name}: {type(each).__name__} stands before it in callbacks and"
                 " puts averages in the weights' place before the last measurement:"
                 " move it behind"
             )
+    return bool(averaging)
