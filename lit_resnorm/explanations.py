@@ -430,6 +430,13 @@ _ALL = (
         " it.",
     ),
     Explanation(
+        "averaged_weights",
+        "averaged weights beside twins of trained ones",
+        "A checkpoint of Lightning's WeightAveraging holds averages; the twins in it"
+        " are of the weights that were trained. Their distance would be no stability.",
+        "Evaluate a checkpoint without WeightAveraging to measure its twins.",
+    ),
+    Explanation(
         "twins_begin_late",
         "twins that begin late",
         "The run was resumed from a checkpoint without twins: they begin as copies of"

@@ -480,7 +480,8 @@ class StabilityProbe(Probe):
         if self._averaged:
             rank_zero_warn(
                 f"{self.name}: the weights are averages (WeightAveraging), and the"
-                " twins are of those that were trained: nothing is measured"
+                " twins are of those that were trained: nothing is measured; see"
+                f" {reference('averaged_weights')}"
             )
             return False
         if self._saved or self._copies is not None:
