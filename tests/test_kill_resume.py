@@ -16,7 +16,11 @@ import torch
 import yaml
 from killing import Moment, forked, interrupt, kill_all, recorded, started
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+)
 
 from lit_resnorm.data import Digits, StepSeed
 from lit_resnorm.modules import LitMLPBN
@@ -103,6 +107,12 @@ VARIANTS = {
         {"monitor": "val/loss", "save_top_k": -1},
         {"accumulate_grad_batches": 3, "val_check_interval": 2, "max_epochs": 4},
         (twins,),
+    ),
+    "steps of ever more batches": (
+        {},
+        {"every_n_train_steps": 1},
+        {"max_epochs": 3},
+        (lambda: GradientAccumulationScheduler({0: 1, 1: 2}),),
     ),
     "each step, with all probes": (
         {},

@@ -16,7 +16,12 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    Timer,
+)
 from lightning.pytorch.loops.fit_loop import RestartStage as FitStage
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.loop import _Loop
@@ -276,6 +281,11 @@ class _ResumingFitLoop(_FitLoop):
         trainer._logger_connector._callback_metrics.update(metrics)
         if pending["stopped"] and pending["limits"] == _limits(trainer):
             trainer.should_stop = True
+        for callback in getattr(trainer, "callbacks", []):
+            if isinstance(callback, GradientAccumulationScheduler):
+                # it sets it as an epoch starts, which is not done amid one
+                number = callback.get_accumulate_grad_batches(trainer.current_epoch)
+                trainer.accumulate_grad_batches = number
         self._restore_gradients(pending.get("gradients", {}))
         path = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
         for callback in trainer.checkpoint_callbacks:
