@@ -103,10 +103,13 @@ def test_a_kill_lets_go_though_what_the_process_forked_lives_on(tmp_path):
 def test_of_two_resumes_at_once_one_is_refused_in_a_line(folder):
     assert fit(folder, "--run", "a", at=Moment(STEP, 5)) == -signal.SIGKILL
 
+    def wait():
+        (folder / "under_way").touch()
+        time.sleep(600)
+
     def slow():
         os.chdir(folder)
-        interrupt(Moment(STEP, 1), lambda: (folder / "under_way").touch())
-        interrupt(Moment(STEP, 2), lambda: time.sleep(600))
+        interrupt(Moment(STEP, 2), wait)
         return main(["fit", "--config", "small.yaml", *GO_ON])
 
     first = started(slow, said=folder / "first.txt")
