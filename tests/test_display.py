@@ -72,6 +72,52 @@ def test_nothing_is_advertised_or_said_twice(capsys, caplog):
     assert caplog.text.count("`Trainer.fit` stopped") == 1
 
 
+def test_a_run_says_nothing_of_what_nobody_chose_and_where_it_lies(
+    capfd, caplog, monkeypatch
+):
+    monkeypatch.delenv("WANDB_SILENT", raising=False)
+    words = [word for word in FIT if word not in ("--trainer.log_every_n_steps", "1")]
+    probe, report = "ActivationRateMonitor", "lit_resnorm.compare.report.RunReport"
+    words += [f"--trainer.callbacks+={probe}", f"--trainer.callbacks+={report}"]
+    loggers = "--trainer.logger=[RunHistory,WandbHistory]", "--run", "a"
+    offline = "--trainer.logger.offline", "true"
+    with caplog.at_level("INFO"):
+        assert main([*words, *loggers[:1], *offline, *loggers[1:]]) == 0
+    captured = capfd.readouterr()
+    said = captured.out + captured.err + caplog.text
+    for noise in ("wandb: ", "logging interval", "num_examples is", "deprecated"):
+        assert noise not in said
+    run = "runs/LitResNetBN/a"
+    folder = Path(run, "wandb")
+    (recorded,) = folder.glob("offline-run-*")
+    ours = [each for each in caplog.records if each.name.startswith("lightning")]
+    last = [each.getMessage() for each in ours][-3:]
+    name = "offline-run-*-" + recorded.name.rpartition("-")[2]
+    assert last == [
+        f"Run directory: {run}",
+        f"W&B, offline: wandb sync {folder / name}",
+        f"Report, to open in a browser: {run}/report.html",
+    ]
+    caplog.clear()
+    more = [*words, "--trainer.max_epochs", "3", "--run", "a", "--ckpt_path", "last"]
+    with caplog.at_level("INFO"):
+        assert main(more) == 0
+    captured = capfd.readouterr()
+    assert "not empty" not in captured.out + captured.err + caplog.text
+
+
+def test_an_interval_that_was_chosen_is_advised_on(capfd):
+    with pytest.warns(UserWarning, match="smaller than the logging interval"):
+        assert main([*FIT, "--trainer.log_every_n_steps", "7"]) == 0
+
+
+def test_a_number_of_examples_that_was_chosen_and_is_not_there_is_told(caplog):
+    chosen = "--trainer.callbacks+=ActivationRateMonitor", "--trainer.callbacks."
+    with caplog.at_level("INFO"):
+        assert main([*FIT, chosen[0], chosen[1] + "num_examples", "999"]) == 0
+    assert "num_examples is 999 and the probe data hold" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("markup", "words"),
     [

@@ -28,6 +28,10 @@ _WANDB = {
     # no table of all values at the end
     "WANDB_QUIET": "true",
 }
+_WANDB_OFFLINE = {
+    # nor where it lies and what else there is: the command line says the first
+    "WANDB_SILENT": "true",
+}
 
 
 def with_defaults(options: Namespace, *, has_wandb: bool) -> dict[str, Any]:
@@ -125,7 +129,9 @@ def without_traces(options: Namespace) -> None:
 
 
 def _fill_wandb(init: Namespace, options: Namespace, run_dir: Path) -> None:
-    os.environ.update({**_WANDB, **os.environ})
+    offline = init.offline or os.environ.get("WANDB_MODE") in ("offline", "dryrun")
+    ours = _WANDB | (_WANDB_OFFLINE if offline else {})
+    os.environ.update({**ours, **os.environ})
     flat = logged_config(options.as_dict())
     if init.save_dir == ".":
         init.save_dir = str(run_dir)

@@ -42,9 +42,15 @@ from lit_resnorm.cli.config_files import check_config_files
 from lit_resnorm.cli.defaults import filled_in, with_defaults, without_traces
 from lit_resnorm.cli.display import suit_output
 from lit_resnorm.cli.fit_help import make_readable
-from lit_resnorm.cli.noise import silence_lightning
+from lit_resnorm.cli.noise import silence_advice_on_intervals, silence_lightning
 from lit_resnorm.cli.options import OptionParser, explained, made_wrongly
-from lit_resnorm.cli.run import RunConfig, choose_run, forget_run, rank
+from lit_resnorm.cli.run import (
+    RunConfig,
+    choose_run,
+    forget_run,
+    offline_wandb,
+    rank,
+)
 from lit_resnorm.cli.traces import Before, Beginning, callbacks_of, look_before
 from lit_resnorm.cli.trust import Trust
 from lit_resnorm.compare.report import REPORT
@@ -207,6 +213,8 @@ class ResNormCLI(LightningCLI):
             options = self.options
             check_devices(options.trainer.accelerator, options.trainer.devices)
             check_numbers(options.trainer)
+            if options.trainer.log_every_n_steps is None:
+                silence_advice_on_intervals()
             self._default_config()
             self._link_data()
             self._choose_run()
@@ -314,6 +322,8 @@ class ResNormCLI(LightningCLI):
             raise
         if self.run_dir is not None:
             rank_zero_info(f"Run directory: {printable(self.run_dir)}")
+            for recorded in offline_wandb(self.trainer) if subcommand == "fit" else ():
+                rank_zero_info(f"W&B, offline: wandb sync {printable(recorded)}")
             report = self.run_dir / REPORT
             if report.is_file():
                 rank_zero_info(f"Report, to open in a browser: {printable(report)}")

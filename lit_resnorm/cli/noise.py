@@ -32,6 +32,18 @@ def _printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+_OF_OUR_DOING = (
+    # our summary gives no size, which this is about
+    "Precision .* the model summary",
+    # a run that goes on does so in its own directory
+    "Checkpoint directory .* exists and is not empty",
+    # Lightning's use of torch
+    r".*LeafSpec\)?` is deprecated",
+    r"torch\.distributed\.nn\.functional\.all_gather is deprecated",
+)
+"""Beginnings of warnings of what the user has not chosen."""
+
+
 def silence_lightning() -> None:
     """Leave out what Lightning says to whoever starts a run, whatever the run.
 
@@ -44,7 +56,13 @@ def silence_lightning() -> None:
         warnings.formatwarning = lambda *parts, **options: _printable_lines(
             form(*parts, **options)
         )
-    # our summary gives no size, which this is about
-    warnings.filterwarnings("ignore", message="Precision .* the model summary")
-    # of Lightning's own doing
-    warnings.filterwarnings("ignore", message=r".*LeafSpec\)?` is deprecated")
+    for message in _OF_OUR_DOING:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def silence_advice_on_intervals() -> None:
+    """Leave out that an epoch has fewer steps than lie between two rows.
+
+    For runs that leave the interval as it is: the rows come in later epochs.
+    """
+    warnings.filterwarnings("ignore", message="The number of training batches .* is")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lit_resnorm.cli.defaults import keeps_checkpoints_in_run
@@ -153,6 +154,16 @@ def forget_run(run: Path | None) -> None:
     for folder in (run, run.parent):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def offline_wandb(trainer: Trainer) -> Iterator[str]:
+    """Yield the runs that W&B loggers have recorded offline, for `wandb sync`."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and logger.version:
+            folder = Path(logger.save_dir or ".") / "wandb"
+            name = f"offline-run-*-{logger.version}"
+            if any(folder.glob(name)):
+                yield str(folder / name)
 
 
 class RunConfig(SaveConfigCallback):

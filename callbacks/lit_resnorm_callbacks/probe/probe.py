@@ -475,7 +475,9 @@ class Probe(Guarded, ABC):
             or_training=self.unedited,
             **self._given,
         )
-        if (num := num_rows(batch)) < self.num_examples:
+        given = inspect.signature(type(self)).parameters.get("num_examples")
+        is_default = given is not None and given.default == self.num_examples
+        if (num := num_rows(batch)) < self.num_examples and not is_default:
             rank_zero_info(
                 f"{self.name}: num_examples is {self.num_examples} and the probe data"
                 f" hold {num}; all of them are used"
