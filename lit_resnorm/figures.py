@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lit_resnorm.quantities import AxisScale
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Curves = Mapping[int, tuple[Sequence[float], Sequence[float]]]
 """By optimizer step: where the values stand across, and the values."""
+
+_MOST_STEPS = 8
+"""Optimizer steps that a picture shows: more can't be told apart."""
 
 _THEORY: dict[str, Any] = {
     "color": "black",
@@ -31,30 +34,35 @@ def by_depth(
     title: str = "",
     theory: Sequence[float] = (),
     scale: AxisScale = "auto",
+    across: str = "site",
 ) -> Figure:
     """Return one picture of a quantity by depth: depth across, step as colour.
 
+    Across is the number of the site; the axis names the first and the last. Of many
+    steps eight are shown, the first and the last among them.
+
     Args:
-        sites: Site names in the order of execution.
+        sites: Site names in the order of execution, of one kind.
         values: By optimizer step, one value a site; NaN leaves a gap.
         quantity: Label of the vertical axis, with its unit.
         title: Title of the figure.
         theory: What random weights should give, one value a site.
         scale: Of the vertical axis; log only where there is a positive value.
+        across: What a site is: `residual addition`, `activation` ...
     """
-    places = range(len(sites))
-    width = min(6.0 + 0.09 * len(sites), 14.0)
+    from matplotlib.ticker import MaxNLocator
+
+    places = range(1, len(sites) + 1)
     figure, axes = _by_step(
-        {step: (places, column) for step, column in values.items()}, width, marker="o"
+        {step: (places, column) for step, column in values.items()}, marker="o"
     )
     if theory:
         axes.plot(places, theory, **_THEORY)
-        axes.legend(fontsize=7)
-    stride = max(1, -(-len(sites) // 40))
-    axes.set_xticks(
-        places[::stride], sites[::stride], rotation=60, ha="right", fontsize=7
-    )
-    axes.set(xlabel="site, in the order of execution", ylabel=quantity, title=title)
+    _tell_steps(axes, len(values), also=bool(theory))
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+    axes.set(ylabel=quantity, title=title)
+    ends = f"1: {sites[0]}, {len(sites)}: {sites[-1]}" if len(sites) > 1 else sites[0]
+    axes.set_xlabel(f"{across}, in the order of execution\n({ends})")
     finite = [v for column in values.values() for v in column if math.isfinite(v)]
     # Matplotlib's margins around larger values than that overflow.
     if scale == "log" and 0 < max(finite, default=0.0) < 1e200:
@@ -78,8 +86,9 @@ def spectrum(
         for step, column in values.items()
     }
     figure, axes = _by_step(
-        {step: (range(1, len(r) + 1), r) for step, r in ranked.items()}, width=6.4
+        {step: (range(1, len(r) + 1), r) for step, r in ranked.items()}
     )
+    _tell_steps(axes, len(values))
     axes.set(xscale="log", yscale="log", xlabel="rank, largest first")
     axes.set(ylabel=quantity, title=title)
     return figure
@@ -108,7 +117,7 @@ def growth(
 
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     power, exponential = figure.subplots(1, 2, sharey=True)
-    steps = sorted(curves)
+    steps = shown_steps(curves)
     colours = colormaps["viridis"].reversed()
     for place, step in enumerate(steps):
         depth, value = zip(*curves[step], strict=True)
@@ -127,8 +136,7 @@ def growth(
     if theory:
         for axes in (power, exponential):
             axes.plot(*zip(*theory, strict=True), **_THEORY)
-    if theory or 1 < len(steps) <= 12:
-        exponential.legend(title="optimizer step", fontsize=7)
+    _tell_steps(exponential, len(curves), also=bool(theory))
     figure.suptitle(title)
     return figure
 
@@ -145,27 +153,47 @@ def _depth_ticks(first: float, last: float) -> list[int]:
     return sorted({math.ceil(first), middle, math.floor(last)})
 
 
-def _by_step(
-    curves: Curves, width: float, marker: str | None = None
-) -> tuple[Figure, Axes]:
+def captioned(figure: Figure, caption: str) -> None:
+    """Put a second line below a figure's title: whose it is."""
+    title = figure.get_suptitle()
+    if title or len(figure.axes) != 1:
+        figure.suptitle(f"{title}\n{caption}" if title else caption)
+        return
+    (axes,) = figure.axes
+    axes.set_title("\n".join(filter(None, [axes.get_title(), caption])), fontsize=10)
+
+
+def shown_steps(steps: Iterable[int]) -> list[int]:
+    """Return at most eight of the steps, the first and the last among them."""
+    ordered = sorted(steps)
+    if len(ordered) <= _MOST_STEPS:
+        return ordered
+    last = len(ordered) - 1
+    places = {round(k * last / (_MOST_STEPS - 1)) for k in range(_MOST_STEPS)}
+    return [ordered[place] for place in sorted(places)]
+
+
+def _by_step(curves: Curves, marker: str | None = None) -> tuple[Figure, Axes]:
     from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
     # No pyplot: nothing global, nothing to close.
-    figure = Figure(figsize=(width, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.8, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    steps = sorted(curves)
-    # The pale fifth of the map is left out: its lines are hard to see on white.
-    first, last = steps[0], max(steps[-1], steps[0] + 1)
-    norm = Normalize(first - (last - first) / 4, last)
+    steps = shown_steps(curves)
     colours = colormaps["viridis"].reversed()
-    for step in steps:
-        axes.plot(*curves[step], marker=marker, markersize=3, color=colours(norm(step)))
+    for place, step in enumerate(steps):
+        # The pale fifth of the map is left out: its lines are hard to see on white.
+        shade = colours(0.2 + 0.8 * place / max(1, len(steps) - 1))
+        axes.plot(*curves[step], marker=marker, markersize=3, color=shade, label=step)
     axes.grid(alpha=0.3)
-    if len(steps) > 1:
-        bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes)
-        bar.ax.set_ylim(first, last)
-        bar.set_label("optimizer step")
     return figure, axes
+
+
+def _tell_steps(axes: Axes, number: int, *, also: bool = False) -> None:
+    """Say which line is of which step, of so many, and what else is drawn."""
+    title = "optimizer step"
+    if number > _MOST_STEPS:
+        title += f" ({_MOST_STEPS} of {number})"
+    if number or also:
+        axes.legend(title=title, fontsize=7, title_fontsize=7)

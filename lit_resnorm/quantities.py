@@ -372,6 +372,20 @@ def along_depth(sites: Iterable[str], kinds: Mapping[str, str]) -> list[str]:
     return ordered
 
 
+def across(sites: Iterable[str], kinds: Mapping[str, str]) -> str:
+    """Return what stands across where sites are drawn: `residual addition` ..."""
+    found = {_site_kind(site, kinds) for site in sites}
+    return _ACROSS.get(found.pop(), "site") if len(found) == 1 else "site"
+
+
+_ACROSS = {
+    "addition": "residual addition",
+    "activation": "activation",
+    "norm": "normalisation",
+    "module": "layer",
+}
+
+
 def _site_kind(site: str, kinds: Mapping[str, str]) -> str:
     return kinds.get(site) or ("addition" if site.endswith(".add") else "")
 

@@ -9,12 +9,14 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from browsing import DEPTH
 from handmade_runs import make_run
 from lightning.pytorch.loggers import CSVLogger
 from small import FunctionalNet, loaders, quiet_trainer
 
 from lit_resnorm.compare import comparison_document, read_runs
 from lit_resnorm.compare.online import recorded_online
+from lit_resnorm.compare.page import write_page
 from lit_resnorm.quantities import PLACES, SITE_KEY, Quantity, along_depth
 from lit_resnorm.runs import RunHistory
 from lit_resnorm.runs.files import read_run
@@ -94,6 +96,72 @@ def test_a_summary_holds_the_values_at_its_places_and_the_table_names_the_worst(
                 row[quantity] for row in rows if quantity in row["worst"].split(", ")
             ]
             assert named == [logged["worst"]]
+
+
+class ManyKinds(Probe):
+    """A value at every site."""
+
+    quantities = (Quantity("a/<site>", "a"), Quantity("b/<site>", "b", detail=True))
+
+    def __init__(self, **options):
+        super().__init__("many", **options)
+
+    def prepare(self, module, sites):
+        self.sites_found = sites
+
+    def measure(self, module, batch, reduce):
+        names = [site.name for site in self.sites_found]
+        return {f"{q}/{name}": torch.ones(()) for q in "ab" for name in names}
+
+
+def test_a_figure_by_depth_shows_one_kind_of_site_and_others_on_request():
+    drawn = {}
+    for log in ("summary", "all"):
+        probe = ManyKinds(log=log)
+        quiet_trainer(max_steps=1, callbacks=[probe]).fit(FunctionalNet(), *loaders())
+        drawn[log] = probe.figures()
+    assert [*drawn["summary"]] == ["many/a"]
+    assert {*drawn["all"]} == {"many/a", "many/a/module", "many/b", "many/b/module"}
+    (axes,) = drawn["all"]["many/a"].axes
+    assert axes.get_xlabel().startswith("activation")
+    assert axes.lines[0].get_xdata().tolist() == [1, 2]
+
+
+def test_the_figures_name_the_model_and_the_run(tmp_path):
+    kept = {}
+
+    class Keeps(RunHistory):
+        def log_image(self, key, images, step=None):
+            kept.setdefault(key, images)
+
+        def log_table(self, *args, **kwargs):
+            pass
+
+    titles = []
+    probe = ManyKinds()
+    figures = probe.figures
+
+    def watched():
+        found = figures()
+        titles.extend(found.values())
+        return found
+
+    probe.figures = watched
+    folder = tmp_path / "some/run"
+    trainer = quiet_trainer(max_steps=1, callbacks=[probe], logger=Keeps(folder))
+    trainer.fit(FunctionalNet(), *loaders())
+    assert {one.axes[0].get_title() for one in titles} == {
+        "a (many/a)\nFunctionalNet, some/run"
+    }
+    assert [*kept] == ["many/a"]
+
+
+def test_why_a_training_ends_is_said_once(caplog):
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        probes = [ActivationRateMonitor(cadence=1, name=name) for name in "ab"]
+        quiet_trainer(max_steps=3, callbacks=probes).fit(FunctionalNet(), *loaders())
+    said = [r for r in caplog.records if "stopped" in r.message]
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(
@@ -208,6 +276,53 @@ def test_what_is_no_number_or_no_site_in_a_table_is_left_out(tmp_path):
     }
     assert [*read.series] == ["loss"]
     assert read.kinds == {"001.x": "norm"}
+
+
+KINDS = {
+    "001.norm": "norm",
+    "002.relu": "activation",
+    "003.add": "addition",
+    "004.relu": "activation",
+    "005.add": "addition",
+}
+
+
+def run_of_kinds(path):
+    """A run whose sites are of several kinds; a site's value is its place."""
+    path = make_run(path, [{"step": 0, "loss": 1.0}])
+    (path / "tables/moments").mkdir(parents=True)
+    rows = [[site, kind, int(site[:3]), ""] for site, kind in KINDS.items()]
+    content = table(*rows, columns=("site", "kind", "mu2", "worst"))
+    (path / "tables/moments/by_depth.jsonl").write_text(json.dumps(content) + "\n")
+    return path
+
+
+def test_a_comparison_draws_one_kind_of_site_along_the_depth(tmp_path):
+    (read,), _ = read_runs([str(run_of_kinds(tmp_path / "a"))])
+    (record,) = comparison_document([read])["depth"]["moments/mu2"]
+    assert [record["sites"][place] for place in record["axis"]] == [
+        "003.add",
+        "005.add",
+    ]
+    assert record["across"] == "residual addition"
+    assert record["values"] == [[1, 2, 3, 4, 5]]
+
+
+@pytest.mark.browser
+def test_the_page_draws_one_kind_of_site_and_all_where_asked(reader, tmp_path):
+    (read,), _ = read_runs([str(run_of_kinds(tmp_path / "a"))])
+    write_page(comparison_document([read]), tmp_path / "page.html")
+    reader.look()
+    reader.open(tmp_path / "page.html")
+    across = f"{DEPTH} .x-title"
+    assert reader.texts(across) == ["residual addition, in the order of execution"]
+    reader.find(f"{DEPTH} [aria-expanded]").click()
+    sites = f"{DEPTH} tbody .site"
+    assert reader.texts(sites) == ["003.add", "005.add"]
+    reader.find("#depth .check input", 2).click()
+    assert reader.texts(across) == ["site, in the order of execution"]
+    assert reader.texts(sites) == [*KINDS]
+    assert "sites=all" in reader.choices
 
 
 def test_tables_on_the_server_are_fetched_for_as_many_steps_as_are_shown():

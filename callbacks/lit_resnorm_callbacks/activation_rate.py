@@ -35,7 +35,7 @@ class ActivationRateMonitor(Probe):
             "rate_mean",
             "mean activation rate",
             scale="linear",
-            panel="mean rate",
+            panel="mean activation rate",
             meaning="Mean of the rates over sites.",
             advice="Near 0.5 at a usual initialisation; training moves it to 0.1 to"
             " 0.5.",
@@ -58,7 +58,7 @@ class ActivationRateMonitor(Probe):
             scale="linear",
             headline=True,
             over_sites="mean",
-            panel="dead units by site",
+            panel="dead units",
             meaning="Share of units that are on for no example of any rank.",
             advice="Half and more in training: see dead_units; nine tenths at the"
             " start: see dead_layers.",

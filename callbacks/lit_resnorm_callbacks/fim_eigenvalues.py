@@ -81,7 +81,7 @@ class FIMEigenvalueProbe(Probe):
             "rate_ratio",
             "learning rate over its bound",
             scale="log",
-            panel="rate over its bound",
+            panel="learning rate over its bound",
             source=_RATE,
             meaning="Largest learning rate in use over its bound; where no bound"
             " applies it is left out.",

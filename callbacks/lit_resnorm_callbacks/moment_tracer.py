@@ -72,7 +72,7 @@ class MomentTracer(Probe):
             scale="log",
             headline=True,
             heading="effective rank, last layer",
-            panel="effective rank by site",
+            panel="effective rank",
             source=_LABATIE,
             meaning="Effective rank of the channels; 1 where examples lie on a line.",
             advice="Falls to 1 with depth: see signal.",
@@ -82,7 +82,7 @@ class MomentTracer(Probe):
             "normalised sensitivity",
             better="low",
             scale="log",
-            panel="sensitivity by site",
+            panel="normalised sensitivity",
             source=_LABATIE,
             meaning="Chi, noise over signal, 1 at the input.",
             advice="Grows exponentially with depth: see noise.",
@@ -151,7 +151,7 @@ class MomentTracer(Probe):
             "branch_share/<site>",
             "share of the branch",
             scale="linear",
-            panel="share of the branch by site",
+            panel="share of the branch",
             meaning="Share of a branch in the variance of an addition.",
             advice="1/2 at every block doubles the power with each: normalise or"
             " scale the branch. 1/(l+1) is what batch norm gives block l.",
@@ -312,7 +312,7 @@ class MomentTracer(Probe):
             figures[key] = growth(
                 curves,
                 quantity="normalised sensitivity",
-                title=key,
+                title=f"growth of the normalised sensitivity ({key})",
                 theory=[*zip(depths, expected, strict=True)]
                 if len(expected) == len(depths)
                 else (),

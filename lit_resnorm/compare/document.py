@@ -25,7 +25,13 @@ from lit_resnorm.compare.grouping import (
 from lit_resnorm.compare.recorded import Recorded, Series
 from lit_resnorm.compare.thinning import SHOWN_STEPS, even_places, kept_places
 from lit_resnorm.explanations import EXPLANATIONS
-from lit_resnorm.quantities import Declared, Quantity, find_declared
+from lit_resnorm.quantities import (
+    Declared,
+    Quantity,
+    across,
+    along_depth,
+    find_declared,
+)
 from lit_resnorm.runs.json_lines import plain
 
 
@@ -207,7 +213,7 @@ def _known(values: NDArray[np.float64]) -> list[Any]:
 def _depth(runs: Sequence[Recorded]) -> dict[str, list[dict[str, Any]]]:
     return {
         key: [
-            {"run": place, **_profile(run.depth[key])}
+            {"run": place, **_profile(run.depth[key], run.kinds)}
             for place, run in enumerate(runs)
             if key in run.depth
         ]
@@ -250,8 +256,12 @@ def _quantity_entry(quantity: Quantity) -> dict[str, Any]:
     return described
 
 
-def _profile(sites: Mapping[str, Series]) -> dict[str, Any]:
-    """Return a quantity by step and site, null where a site lacks the step."""
+def _profile(sites: Mapping[str, Series], kinds: Mapping[str, str]) -> dict[str, Any]:
+    """Return a quantity by step and site, null where a site lacks the step.
+
+    Where sites are of several kinds, `axis` has the places of those that stand on one
+    axis, and `across` says what they are.
+    """
     steps = np.unique(np.concatenate([one.step for one in sites.values()]))
     steps = steps[even_places(len(steps), SHOWN_STEPS)]
     columns = []
@@ -263,4 +273,11 @@ def _profile(sites: Mapping[str, Series]) -> dict[str, Any]:
             [plain(v) if h else None for v, h in zip(values, has.tolist(), strict=True)]
         )
     rows = [list(row) for row in zip(*columns, strict=True)]
-    return {"steps": steps.tolist(), "sites": list(sites), "values": rows}
+    profile = {"steps": steps.tolist(), "sites": list(sites), "values": rows}
+    along = along_depth(sites, kinds)
+    if (word := across(along, kinds)) != "site":
+        profile["across"] = word
+    if len(along) < len(sites):
+        chosen = set(along)
+        profile["axis"] = [k for k, site in enumerate(sites) if site in chosen]
+    return profile

@@ -207,6 +207,18 @@ def _send_histogram(
         add_histogram(key, values, global_step=step)
 
 
+def whose(trainer: Trainer) -> str:
+    """Return the model's name, and the run's where a logger keeps one."""
+    names = [type(trainer.lightning_module).__name__]
+    for logger in trainer.loggers:
+        # a run directory has no name but its path's, and W&B's name is the project's
+        folder = logger.log_dir or logger.save_dir
+        if folder and not isinstance(logger, WandbLogger):
+            names.append("/".join(Path(folder).absolute().parts[-2:]))
+            break
+    return ", ".join(names)
+
+
 def send_figures(
     trainer: Trainer,
     step: int | None,

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
+from lit_resnorm.figures import captioned
 from lit_resnorm.measures.passes.batch_dim import ExamplesFirst
 from lit_resnorm.measures.passes.batches import network_output, num_rows, take_rows
 from lit_resnorm.measures.passes.lazy_layers import lazy_tensors
@@ -42,6 +43,7 @@ from lit_resnorm_callbacks.probe.loggers import (
     send_tables,
     send_values,
     to_host,
+    whose,
 )
 from lit_resnorm_callbacks.probe.ranks import (
     NothingSmallerError,
@@ -205,7 +207,6 @@ class Probe(Guarded, ABC):
         # What the batch of an evaluation was read from; None after a training.
         self._source: Any = None
         self._keys: list[str] = []
-        self._kinds: dict[str, str] = {}
         self._records = Records()
 
     @abstractmethod
@@ -390,11 +391,14 @@ class Probe(Guarded, ABC):
         series: dict[str, list[float]],
     ) -> None:
         prefix, declared = self.prefix, self.declared()
-        known = {"prefix": prefix, "declared": declared, "kinds": self._kinds}
-        scalars = {
-            f"{prefix}/{key}": value
-            for key, value in logged_scalars(numbers, self.logs, **known).items()
-        }
+        logged = logged_scalars(
+            numbers,
+            self.logs,
+            prefix=prefix,
+            declared=declared,
+            kinds=self._records.kinds,
+        )
+        scalars = {f"{prefix}/{key}": value for key, value in logged.items()}
         # EarlyStopping and ModelCheckpoint may watch any of them
         watched = {f"{prefix}/{key}": value for key, value in numbers.items()} | scalars
         trainer.callback_metrics.update(
@@ -403,7 +407,7 @@ class Probe(Guarded, ABC):
         survive = self._surviving
         send_values(trainer, step, scalars, survive)
         if self.logs != "scalars":
-            tables = self._records.tables(step=step, series=series, **known)
+            tables = self._records.tables(prefix, step, series, declared)
             send_tables(trainer, step, tables, survive)
             spectra = {f"{prefix}/{key}": values for key, values in series.items()}
             send_histograms(trainer, step, spectra, survive, always=self.logs == "all")
@@ -487,7 +491,7 @@ class Probe(Guarded, ABC):
             self.forward_fn.look(module, few)
         self._few = take_rows(batch, slice(_COMPARED_ROWS))
         sites = self._sites(module, few)
-        self._kinds = {site.name: site.kind for site in sites}
+        self._records.kinds = {site.name: site.kind for site in sites}
         self.prepare(module, sites)
         # Examples coupled by batch norm can't be shared out: every rank takes them all.
         coupled = self.norm_mode == "train"
@@ -558,7 +562,10 @@ class Probe(Guarded, ABC):
         if drawn and trainer.is_global_zero and loggers_of(trainer):
             step, survive = self._last_step, self._surviving
             with survive("figures"):
-                send_figures(trainer, step, self.figures(), survive)
+                figures = self.figures()
+                for figure in figures.values():
+                    captioned(figure, whose(trainer))
+                send_figures(trainer, step, figures, survive)
             if self.logs != "all":
                 return
             with survive("charts"):
@@ -568,6 +575,7 @@ class Probe(Guarded, ABC):
 
 def _may_be_end(trainer: Trainer) -> bool:
     """Say whether the present weights may be the last of a training."""
-    if trainer.state.fn != "fit" or trainer.fit_loop.done:
+    # `fit_loop.done` says in the log why a training ends, each time it is asked
+    if trainer.state.fn != "fit" or trainer.should_stop:
         return True
     return trainer.is_last_batch or 0 <= trainer.max_steps <= trainer.global_step

@@ -12,6 +12,8 @@ from lit_resnorm.quantities import (
     SITE_KIND,
     WORST,
     Declared,
+    across,
+    along_depth,
     find_declared,
 )
 
@@ -30,10 +32,14 @@ class Records:
 
     Holds at most `max_steps` steps: when full, every other one goes, so a long run
     costs no more memory or checkpoint than a short one and the steps stay even.
+
+    Attributes:
+        kinds: Kinds of sites, by name, as far as they are known.
     """
 
     def __init__(self, max_steps: int = 64) -> None:
         self.max_steps = max_steps
+        self.kinds: dict[str, str] = {}
         self._by_site: dict[str, dict[str, dict[int, float]]] = {}
         self._spectra: dict[str, dict[int, list[float]]] = {}
         self._steps: list[int] = []
@@ -71,7 +77,6 @@ class Records:
         step: int,
         series: Mapping[str, list[float]],
         declared: Mapping[str, Declared],
-        kinds: Mapping[str, str],
     ) -> dict[str, Table]:
         """Return the tables of one step: all values by site, and each spectrum.
 
@@ -80,7 +85,6 @@ class Records:
             step: The step.
             series: The spectra.
             declared: What the probe says of its quantities.
-            kinds: Kinds of sites, by name.
         """
         tables: dict[str, Table] = {}
         rows: dict[str, dict[str, float]] = {}
@@ -101,7 +105,7 @@ class Records:
             data = [
                 [
                     site,
-                    kinds.get(site, ""),
+                    self.kinds.get(site, ""),
                     *(rows[site].get(q) for q in quantities),
                     ", ".join(worst.get(site, ())),
                 ]
@@ -126,6 +130,9 @@ class Records:
     ) -> dict[str, Figure]:
         """Return one figure a quantity: by depth, or by rank for a spectrum.
 
+        By depth stand sites of one kind, see `along_depth`; those of other kinds have
+        figures of their own where details are drawn.
+
         Args:
             prefix: First part of the figures' names.
             declared: What the probe says of its quantities: labels and scales.
@@ -135,27 +142,48 @@ class Records:
         """
         figures: dict[str, Figure] = {}
         for key, (sites, values) in self.depth_curves(prefix).items():
-            quantity = key.removeprefix(f"{prefix}/")
-            expected = (theory or {}).get(quantity, ())
-            if isinstance(expected, (int, float)):
-                expected = [expected] * len(sites)
             one = find_declared(declared, key, by_site=True)
             if one and one.quantity.detail and not detail:
                 continue
-            figures[key] = by_depth(
-                sites,
-                values,
-                quantity=one.quantity.label if one else quantity,
-                title=key,
-                scale=one.quantity.scale if one else "auto",
-                theory=expected if len(expected) == len(sites) else (),
-            )
+            expected = (theory or {}).get(key.removeprefix(f"{prefix}/"), ())
+            if isinstance(expected, (int, float)):
+                expected = [expected] * len(sites)
+            for name, chosen in self._axes_of(key, sites, every=detail).items():
+                places = [sites.index(site) for site in chosen]
+                figures[name] = by_depth(
+                    chosen,
+                    {
+                        step: [column[p] for p in places]
+                        for step, column in values.items()
+                    },
+                    quantity=one.quantity.label if one else key,
+                    title=f"{one.quantity.title} ({key})" if one else key,
+                    scale=one.quantity.scale if one else "auto",
+                    theory=[expected[p] for p in places]
+                    if len(expected) == len(sites)
+                    else (),
+                    across=across(chosen, self.kinds),
+                )
         for key, spectra in self._spectra.items():
             name = f"{prefix}/{key}"
             one = find_declared(declared, name)
             label = one.quantity.label if one else key
-            figures[name] = spectrum(spectra, quantity=label, title=name)
+            title = f"{one.quantity.title} ({name})" if one else name
+            figures[name] = spectrum(spectra, quantity=label, title=title)
         return figures
+
+    def _axes_of(
+        self, key: str, sites: list[str], *, every: bool
+    ) -> dict[str, list[str]]:
+        """Return by figure the sites on its axis."""
+        first = along_depth(sites, self.kinds)
+        found = {key: first}
+        if every and len(first) < len(sites):
+            for kind in dict.fromkeys(self.kinds.get(site, "") for site in sites):
+                own = [site for site in sites if self.kinds.get(site, "") == kind]
+                if own != first and len(own) > 1 and kind:
+                    found[f"{key}/{kind}"] = own
+        return found
 
     def depth_curves(self, prefix: str) -> dict[str, DepthCurves]:
         """Return each quantity by site, at every step that is kept."""

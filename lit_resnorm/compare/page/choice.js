@@ -80,6 +80,7 @@ class Choice {
     const single = comparison.runs.length === 1;
     this.several = words.has("several") ? words.get("several") === "yes" : single;
     this.across = words.get("across") === "share" ? "share" : "place";
+    this.everySite = words.get("sites") === "all";
     for (const section of SECTIONS) {
       const known = keysOf(comparison, section);
       const given = words.getAll(section).map(chartOf);
@@ -100,6 +101,7 @@ class Choice {
       words.set("several", this.several ? "yes" : "no");
     }
     if (this.across !== "place") words.set("across", this.across);
+    if (this.everySite) words.set("sites", "all");
     for (const section of SECTIONS) {
       const charts = this[section];
       for (const { key, x, y } of charts) words.append(section, `${key}~${x}~${y}`);

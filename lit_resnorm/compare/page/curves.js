@@ -93,7 +93,7 @@ function depthCurves(comparison, choice, part, key, steps) {
   return items.flatMap(({ item, place }) => {
     const own = (item.runs ?? [item.index]).map((run) => records.get(run)).filter(Boolean);
     const curves = steps.map((step, index) => {
-      const curve = curveAt(own, step, choice.across === "share");
+      const curve = curveAt(own, step, choice);
       if (!curve) return null;
       const name = item.label ?? item.name;
       const isOne = items.length === 1 && steps.length > 1;
@@ -112,14 +112,14 @@ function depthCurves(comparison, choice, part, key, steps) {
 }
 
 /** Return the curve of records at a step, their mean where there are several. */
-function curveAt(own, step, asShare) {
+function curveAt(own, step, choice) {
   const read = own.map((record) => recordAt(record, step));
   const latest = Math.min(...read.map((at) => (at ? at.step : Infinity)));
   const same = own
     .map((record) => ({ record, at: recordAt(record, latest) }))
     .filter(({ record, at }) => at && at.step === latest && isLike(record, own[0]));
   if (!same.length) return null;
-  return { ...depthCurve(same, asShare), step: latest };
+  return { ...depthCurve(same, choice), step: latest };
 }
 
 function isLike(record, other) {
@@ -127,9 +127,15 @@ function isLike(record, other) {
   return record.sites.join("\n") === other.sites.join("\n");
 }
 
-function depthCurve(same, asShare) {
-  const { sites } = same[0].record;
-  const columns = same.map(({ at }) => at.values);
+function depthCurve(same, choice) {
+  const asShare = choice.across === "share";
+  const all = same[0].record;
+  // sites of one kind stand on an axis, all where the reader asks for them
+  const axis = choice.everySite || !all.axis ? null : all.axis;
+  const sites = axis && all.sites ? axis.map((place) => all.sites[place]) : all.sites;
+  const columns = same.map(({ at }) =>
+    axis ? axis.map((place) => at.values[place] ?? null) : at.values,
+  );
   const count = sites ? sites.length : Math.min(...columns.map((c) => c.length));
   const last = Math.max(1, count - 1);
   const xs = [...Array(count).keys()].map((k) => (asShare ? k / last : k + 1));

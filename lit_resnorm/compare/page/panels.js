@@ -103,7 +103,7 @@ class Panel {
     const seen = JSON.stringify([chart, this.choice.show, this.choice.drawn]);
     const { comparison, choice, section } = this;
     const step = section === "training" ? "" : stepsOf(comparison, choice, section);
-    const state = `${seen} ${step} ${this.choice.across}`;
+    const state = `${seen} ${step} ${this.choice.across} ${this.choice.everySite}`;
     // a change elsewhere leaves the reader's place in this chart alone
     if (state !== this.state) this.chart.draw(model);
     this.state = state;
@@ -143,7 +143,10 @@ function modelOf(comparison, choice, section, chart) {
     xKind: chart.x === "log" ? logKind : "linear",
     yKind: isLog ? "log" : "linear",
     fromZero: isTraining,
-    xTitle: titleAcross(section, asShare, curves.some((curve) => curve.thinned)),
+    xTitle:
+      section === "depth" && !asShare
+        ? `${siteWord(comparison, choice, chart.key)}, in the order of execution`
+        : titleAcross(section, curves.some((curve) => curve.thinned)),
     atRest: isTraining ? "last value" : `at the last ${across}`,
     at: (x) => (asShare ? `depth ${shown(x, 3)}` : `${across} ${x}`),
     nothing: choice.drawn.some((index) => index !== null)
@@ -169,11 +172,21 @@ function stepsOf(comparison, choice, part) {
   return Array.from({ length: most }, (_, k) => steps[Math.round((k * last) / (most - 1))]);
 }
 
-function titleAcross(section, asShare, isThinned) {
+/** Return what the sites on a chart's axis are: "residual addition", "activation" ... */
+function siteWord(comparison, choice, key) {
+  const runs = drawnRuns(choice);
+  const drawn = (comparison.depth[key] || []).filter((record) => runs.has(record.run));
+  const words = new Set(
+    drawn.map((one) => (choice.everySite && one.axis ? "site" : one.across || "site")),
+  );
+  return words.size === 1 ? [...words][0] : "site";
+}
+
+function titleAcross(section, isThinned) {
   const thinned = isThinned ? " (long curves thinned: extremes are kept)" : "";
   if (section === "training") return `optimizer step${thinned}`;
   if (section === "spectra") return "rank, largest first";
-  return asShare ? "share of the depth" : "site, in the order of execution";
+  return "share of the depth";
 }
 
 /** Return the slider of steps and, by depth, what stands across. */
@@ -193,12 +206,20 @@ function stepControls(comparison, choice, part) {
   });
   const element = html("div", { class: "bar" }, label, several.label);
   let share = null;
+  let every = null;
   if (part === "depth") {
     share = checkbox("across: share of the depth", {
       change: () =>
         choice.change((c) => (c.across = share.box.checked ? "share" : "place")),
     });
     element.append(share.label);
+    const records = Object.values(comparison.depth).flat();
+    if (records.some((record) => record.axis)) {
+      every = checkbox("all sites", {
+        change: () => choice.change((c) => (c.everySite = every.box.checked)),
+      });
+      element.append(every.label);
+    }
   }
   const update = () => {
     steps = depthSteps(comparison, choice, part);
@@ -215,6 +236,7 @@ function stepControls(comparison, choice, part) {
     }
     slider.setAttribute("aria-valuetext", `step ${text}`);
     if (share) share.box.checked = choice.across === "share";
+    if (every) every.box.checked = choice.everySite;
   };
   return { element, update };
 }

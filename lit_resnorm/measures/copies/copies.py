@@ -5,6 +5,7 @@ Dimensions: K copies, B examples of a batch, R rows that a copy takes of it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -76,7 +77,9 @@ class ModelFunction:
 
         rows_dim = None if rows_KR is None else 0
         each = torch.func.vmap(one, in_dims=(0, rows_dim), randomness=randomness)
-        with state_kept(self.model):
+        with state_kept(self.model), warnings.catch_warnings():
+            # An operation without a batching rule is looped over: slower, no less.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
             return each(dict(weights), rows_KR)
 
 
