@@ -11,6 +11,7 @@ import pytest
 import torch
 from small import FunctionalNet, loaders, quiet_trainer
 from test_probe_contract import TwoOptimizers, assert_same_state, training_state
+from torch.nn import functional as F
 
 from lit_resnorm.unedited import VARIABLE, probes_for_trainer
 from lit_resnorm_callbacks import ActivationRateMonitor, GradientMonitor, HeadroomProbe
@@ -86,6 +87,30 @@ def test_a_mistake_is_one_line_and_no_probes(value, says, monkeypatch, capsys):
     assert says in line
     assert line.endswith("the script runs on without probes\n")
     assert line.count("\n") == 1
+
+
+class Reshaping(FunctionalNet):
+    """Takes its batches apart in `training_step`; `forward` takes none of them."""
+
+    def forward(self, x, *, is_ready=None):
+        assert is_ready
+        return super().forward(x)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        self.log("loss", 0.0)
+        return F.cross_entropy(self(x.flatten(1), is_ready=True), y)
+
+
+def test_a_network_that_takes_no_batch_is_run_by_its_training_step(
+    monkeypatch, tmp_path
+):
+    trainer, _ = script(asked(monkeypatch, ALL), tmp_path, module=Reshaping())
+    found = trainer.callback_metrics
+    assert 0 < found["activation/rate/002.relu"] < 1
+    assert found["gradients/norm/000.first"] > 0
+    assert found["headroom/step"] >= 0
+    assert not [key for key in found if "noise" in key or key.endswith("/failed")]
 
 
 class Adversarial(TwoOptimizers):

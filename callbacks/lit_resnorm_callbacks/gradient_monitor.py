@@ -28,6 +28,7 @@ from lit_resnorm_callbacks.probe.example_losses import ExampleLossOptions
 from lit_resnorm_callbacks.probe.loggers import send_quantities
 from lit_resnorm_callbacks.probe.probe import Batch, Cadence
 from lit_resnorm_callbacks.probe.step_probe import StepProbe
+from lit_resnorm_callbacks.probe.training_loss import ByTrainingStep
 
 _NOISE = "McCandlish et al. 2018, arXiv 1812.06162"
 
@@ -354,6 +355,8 @@ class GradientMonitor(StepProbe):
             return True
         trainer: Trainer | None = module._trainer
         try:
+            if isinstance(self.forward_fn, ByTrainingStep):
+                raise ValueError(f"{type(module).__name__}.forward takes no batch")
             self._noise(module, take_rows(few, slice(2)), lambda tensor: tensor)
             if trainer is not None and trainer.training:
                 why = self._losses.compare(module, few)

@@ -57,6 +57,7 @@ from lit_resnorm_callbacks.probe.strategies import (
     keep_sendable,
 )
 from lit_resnorm_callbacks.probe.summary import LOGS, Log, logged_scalars
+from lit_resnorm_callbacks.probe.training_loss import ByTrainingStep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -490,6 +491,8 @@ class Probe(Guarded, ABC):
         if isinstance(self.forward_fn, ExamplesFirst):
             self.forward_fn.look(module, few)
         self._few = take_rows(batch, slice(_COMPARED_ROWS))
+        if self.unedited and not self._runs(module, few):
+            self.forward_fn = ByTrainingStep(self.batch_dim)
         sites = self._sites(module, few)
         self._records.kinds = {site.name: site.kind for site in sites}
         self.prepare(module, sites)
@@ -498,6 +501,17 @@ class Probe(Guarded, ABC):
         share = slice(trainer.global_rank, None, trainer.world_size)
         self._batch = batch if coupled else take_rows(batch, share)
         send_quantities(trainer, self.declared(), self._surviving)
+
+    def _runs(self, module: LightningModule, few: Batch) -> bool:
+        """Say whether the module can be run on a few examples by `forward_fn`."""
+        with untouched(module) as run, torch.no_grad():
+            try:
+                run(lambda: self.forward_fn(module, few))
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception:
+                return False
+        return True
 
     def _sites(self, module: LightningModule, few: Batch) -> tuple[Site, ...]:
         """Return the sites of a forward pass on a few examples.

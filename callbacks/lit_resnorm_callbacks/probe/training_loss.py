@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lit_resnorm.measures.losses.comparison import Slope, Trained
+from lit_resnorm.measures.passes.batch_dim import as_given
 from lit_resnorm.measures.passes.batches import leaves
 from lit_resnorm.measures.passes.functional_calls import with_weights
 from lit_resnorm.measures.passes.untouched import untouched
@@ -93,6 +95,24 @@ def loss_of_training_step(module: LightningModule, batch: Any) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise NotComparableError("training_step returns no loss of the probe batch")
     return loss.reshape(())
+
+
+@dataclass(frozen=True)
+class ByTrainingStep:
+    """Runs a module by its `training_step`: what it returns is the loss.
+
+    In scripts that nobody edits, where `forward` doesn't take a batch as it is.
+
+    Attributes:
+        batch_dim: Dimension that counts examples in a batch as the module takes it.
+    """
+
+    batch_dim: int
+
+    def __call__(self, module: LightningModule, batch: Any) -> Tensor:
+        """Return the loss of a batch whose first dimension counts examples."""
+        given = as_given(batch, self.batch_dim) if self.batch_dim else batch
+        return loss_of_training_step(module, given)
 
 
 def _run_training_step(module: LightningModule, arguments: list[Any]) -> Any:
