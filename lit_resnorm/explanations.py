@@ -351,8 +351,11 @@ _ALL = (
         "rate_tried",
         "a learning rate that was tried",
         "Copies of the network took 60 full-batch steps with the configured optimizer"
-        " at the configured rate, and their loss fell. Mini-batches bear less.",
-        "Nothing.",
+        " at the configured rate, and their loss fell. Mini-batches bear less. Where it"
+        " jumped to more than ten times its first value on the way, early steps are too"
+        " long.",
+        "Nothing where the loss fell at once; where it jumped, a warm-up or a smaller"
+        " rate.",
     ),
     Explanation(
         "rate_not_judged",

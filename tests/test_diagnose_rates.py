@@ -329,6 +329,17 @@ def test_a_rate_is_too_high_or_low_against_what_steps_at_other_rates_gain():
     assert found.suggestions == (SCALE,)
 
 
+def test_a_loss_that_jumps_on_its_way_down_is_a_warning():
+    jumped = Trial(1.0, None, 2.0, 0.0, True, highest=300.0)
+    others = [stepped(0.1, 0.2)]
+    (found,) = rate_findings(measurement(1.0, jumped, others=others, bound=None))
+    assert (found.name, found.severity) == ("rate_tried", "warning")
+    assert "from loss 2 over 300 to 0" in found.words
+    assert "near 0.1" in found.suggestions[0].words
+    smooth = Trial(1.0, None, 2.0, 0.1, True, highest=2.5)
+    assert judged(1.0, smooth, bound=None) == [("rate_tried", "note")]
+
+
 def test_a_rate_that_is_too_high_comes_with_one_that_is_not():
     unstable = stepped(1.0, 1e9, stable=False)
     rates = StableRates("SGD", "frozen", 0.1, 60, (Trial(0.25, 2.5, 2, 1, True),))

@@ -141,7 +141,8 @@ def _factors(trial: Trial) -> list[float]:
         return [0.1, 0.01, 0.001]
     if trial.last > HARDLY * trial.first:
         return [1000.0, 100.0, 10.0, 0.1, 0.01]
-    return [] if trial.last <= CLEARLY * trial.first else [0.1, 0.01]
+    learns = trial.last <= CLEARLY * trial.first and not trial.jumps
+    return [] if learns else [0.1, 0.01]
 
 
 def _train_bound(

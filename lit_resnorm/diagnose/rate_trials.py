@@ -206,6 +206,6 @@ def _trial(rate: float, in_bounds: float | None, losses: list[float]) -> Trial:
     finite = all(math.isfinite(loss) for loss in losses)
     if far or not finite:
         worst = math.nan if any(math.isnan(loss) for loss in losses) else max(losses)
-        return Trial(rate, in_bounds, first, worst, stable=False)
+        return Trial(rate, in_bounds, first, worst, stable=False, highest=worst)
     last = sum(tail) / len(tail)
-    return Trial(rate, in_bounds, first, last, stable=last <= first)
+    return Trial(rate, in_bounds, first, last, last <= first, highest=max(losses))

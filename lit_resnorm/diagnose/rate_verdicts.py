@@ -74,9 +74,10 @@ class RateMeasurement:
         if trial is None:
             return f"it was not tried: {self.tried.why_not}"
         how = "stable" if trial.stable else "unstable"
+        over = f" over {trial.highest:.3g}" if trial.stable and trial.jumps else ""
         return (
             f"{NUM_STEPS} full-batch steps of {self.descent.words} at {trial.rate:.3g}"
-            f" are {how}, from loss {trial.first:.3g} to {trial.last:.3g}"
+            f" are {how}, from loss {trial.first:.3g}{over} to {trial.last:.3g}"
         )
 
 
@@ -149,6 +150,10 @@ def _of_trial(measured: RateMeasurement, trial: Trial) -> Finding:
         return measured.finding("loss_hardly_fell", "warning", words, measured.against)
     if ratio is not None and ratio > 1:
         return _above_bound(measured, ratio)
+    if trial.jumps:
+        words = f"the loss jumps at first: {measured.outcome}"
+        suggestions = () if best is None else (advice.beginning_near(best.rate),)
+        return measured.finding("rate_tried", "warning", words, suggestions)
     words = f"the rate holds: {measured.outcome}"
     return measured.finding("rate_tried", "note", words)
 

@@ -105,6 +105,7 @@ class Trial:
         last: Mean loss over the last steps; of one that diverged, its largest.
         stable: Whether no loss went beyond 1000 times the first, or 1000, and the last
             is no more than the first.
+        highest: Largest loss on the way; NaN where it isn't known.
     """
 
     rate: float
@@ -112,6 +113,12 @@ class Trial:
     first: float
     last: float
     stable: bool
+    highest: float = math.nan
+
+    @property
+    def jumps(self) -> bool:
+        """Whether the loss went beyond ten times its first value."""
+        return self.highest > 10 * self.first
 
 
 @dataclass(frozen=True)
