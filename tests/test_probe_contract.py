@@ -164,7 +164,7 @@ def test_training_is_bit_identical_with_and_without_the_probe(probe, options):
     assert_same_state(probed, bare)
 
 
-@every_probe
+@every_probe_mostly_quick
 def test_training_with_bf16_autocast_is_bit_identical_too(probe):
     options = {"precision": "bf16-mixed", "steps": 6}
     bare = training_state(*fit([], **options))
@@ -336,7 +336,7 @@ def test_probe_runs_at_the_steps_of_its_cadence_once_each(probe):
     assert recorder.steps(probe().name) == [7, 14]
 
 
-@every_probe
+@every_probe_mostly_quick
 def test_steps_count_optimizer_steps_under_accumulation_and_mid_epoch_validation(probe):
     recorder = Recorder()
     fit(
@@ -420,7 +420,7 @@ def test_resumed_run_repeats_and_misses_no_step(probe, tmp_path):
     assert part.steps(name) + rest.steps(name) == whole.steps(name)
 
 
-@every_probe
+@every_probe_mostly_quick
 def test_two_probes_of_a_kind_keep_apart(probe):
     pair = [probe(name="one", cadence=5), probe(name="two", num_examples=8)]
     trainer, _ = fit(pair, steps=5)
@@ -478,7 +478,7 @@ def test_sanity_check_measures_nothing(probe):
     assert recorder.steps(probe().name) == []
 
 
-@every_probe
+@every_probe_mostly_quick
 def test_fast_dev_run_measures_once(probe):
     counted = []
 
@@ -998,7 +998,7 @@ def test_a_hook_that_fails_on_one_rank_leaves_none_waiting(hook):
 
 
 @pytest.mark.ddp
-@every_probe
+@every_probe_mostly_quick
 def test_training_on_two_ranks_is_bit_identical_with_and_without_the_probe(probe):
     def weights(probes):
         L.seed_everything(7, verbose=False)
