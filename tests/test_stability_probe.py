@@ -1,5 +1,6 @@
 """Twins equal separate runs on the data without their example."""
 
+import re
 from functools import partial
 
 import lightning as L
@@ -518,3 +519,32 @@ def test_copies_on_two_ranks_equal_those_of_one_process(
     for key in ("eps_hyp", "eps_point", "eps_unif", "distance", "generalization_gap"):
         name = f"stability/{key}"
         assert values[name] == pytest.approx(expected[name].item(), rel=relative), name
+
+
+def test_checkpoints_grow_by_what_is_said_and_the_twins_may_be_left_out(
+    tmp_path, caplog
+):
+    def run(save_twins, max_steps, path=None):
+        probe = StabilityProbe(num_twins=3, num_examples=16, save_twins=save_twins)
+        trainer = quiet_trainer(max_steps=max_steps, callbacks=[probe])
+        digits = Digits(num_train=60, num_val=20, batch_size=20)
+        trainer.fit(LitMLP(depth=2, width=128), digits, ckpt_path=path)
+        return trainer
+
+    sizes = {}
+    for save_twins in (True, False):
+        path = tmp_path / f"{save_twins}.ckpt"
+        with caplog.at_level("INFO"):
+            trainer = run(save_twins, 3)
+            for _ in range(2):
+                trainer.save_checkpoint(path)
+        sizes[save_twins] = path.stat().st_size
+    (said,) = [text for text in caplog.messages if "checkpoints hold" in text]
+    found = re.search(r"3 twins, (\S+) MB beside (\S+) MB of .* (\S+) times", said)
+    own, rest, times = map(float, found.groups())
+    # the archive has 64 bytes of padding a tensor, and the optimizer's settings
+    assert sizes[True] - sizes[False] == pytest.approx(own * 1e6, rel=0.1)
+    assert times == pytest.approx(1 + own / rest, abs=0.06)
+    with pytest.warns(UserWarning, match="holds no twins: they begin here"):
+        again = run(False, 6, path)
+    assert again.callback_metrics["stability/eps_hyp"].isfinite()

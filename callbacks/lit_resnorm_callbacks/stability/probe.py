@@ -33,7 +33,7 @@ from lit_resnorm_callbacks.stability.left_out import (
     drawn_instead,
 )
 from lit_resnorm_callbacks.stability.training import TwinTraining
-from lit_resnorm_callbacks.stability.values import COLUMNS, twin_values
+from lit_resnorm_callbacks.stability.values import COLUMNS, num_bytes, twin_values
 
 METHODS = ("twins", "influence")
 
@@ -73,6 +73,8 @@ class StabilityProbe(Probe):
         cadence: Optimizer steps between measurements; twins train at every step.
         num_examples: Size of the probe batch, over all ranks.
         memory: Bytes for activations of twins that run at once.
+        save_twins: Whether checkpoints hold the twins, which are as large as so many
+            runs of their own; else a run that goes on begins them anew, as it is then.
         **options: See :class:`~lit_resnorm_callbacks.probe.probe.Probe`.
 
     Raises:
@@ -194,6 +196,7 @@ class StabilityProbe(Probe):
         cadence: Cadence | int = 100,
         num_examples: int = 256,
         memory: int = 1 << 30,
+        save_twins: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(name, cadence, num_examples, **options)
@@ -207,6 +210,8 @@ class StabilityProbe(Probe):
         self._target_fn = targets_first(target_fn, self.batch_dim)
         self.damping = damping
         self.memory = memory
+        self.save_twins = save_twins
+        self._told_size = False
         self._check_options()
         self._follower = RunFollower(
             self.name, strict=self.strict, batch_dim=self.batch_dim
@@ -311,7 +316,7 @@ class StabilityProbe(Probe):
         self._follower.start(trainer.global_step)
         if trainer.global_step and self._ended == (trainer.global_step, pl_module):
             # Another fit goes on with the run, and Lightning makes a new optimizer.
-            self._saved = self.state_dict()
+            self._saved = self._training_state()
             (self._saved["twins"] or {}).pop("optimizer", None)
         elif trainer.global_step and not self._saved:
             rank_zero_warn(
@@ -403,19 +408,46 @@ class StabilityProbe(Probe):
         Before a training has chosen them it is what a checkpoint held, if any: a
         learning-rate finder saves and restores then.
         """
+        own = {"rows": self._rows}
+        if self.save_twins:
+            own |= self._training_state()
+        return super().state_dict() | own
+
+    def _training_state(self) -> dict[str, Any]:
         own = {
             "left_out": self._left_out.state_dict(),
             "twins": None if self._copies is None else self._copies.state_dict(),
             "pending": self._follower.pending(),
-            "rows": self._rows,
         }
         if self._saved or min(self._left_out.removed) < 0:
             own = {key: self._saved[key] for key in own if key in self._saved}
-        return super().state_dict() | own
+        return own
+
+    def on_save_checkpoint(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Say once what the twins add to checkpoints."""
+        del checkpoint
+        if self._told_size or not self.save_twins or self._follower.training is None:
+            return
+        self._told_size = True
+        own = num_bytes(self._training_state())
+        rest = num_bytes(pl_module.state_dict())
+        rest += num_bytes([each.state_dict() for each in trainer.optimizers])
+        rank_zero_info(
+            f"{self.name}: checkpoints hold {self.num_twins} twins, {own / 1e6:.3g} MB"
+            f" beside {rest / 1e6:.3g} MB of the run: {1 + own / rest:.1f} times as"
+            " much; save_twins: false leaves them out, and a run that goes on begins"
+            " them anew"
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         super().load_state_dict(state_dict)
+        self._rows = state_dict.get("rows", [])
         # Saved before a training began, as a search for a rate does, it holds none.
         left_out = state_dict.get("left_out")
         chosen = left_out is not None and min(left_out["removed"]) >= 0
@@ -522,7 +554,6 @@ class StabilityProbe(Probe):
         saved, self._saved = self._saved, {}
         if saved:
             self._left_out.load_state_dict(saved["left_out"], module.device)
-            self._rows = saved.get("rows", [])
             if self._copies is not None and saved["twins"] is not None:
                 self._copies.load_state_dict(saved["twins"])
                 self._follower.add_pending(saved.get("pending", []))

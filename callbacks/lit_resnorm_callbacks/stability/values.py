@@ -6,6 +6,7 @@ M networks: the run and the twins that differ from it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -107,3 +108,14 @@ def _twin_rows(
             strict=True,
         )
     ]
+
+
+def num_bytes(state: Any) -> int:
+    """Return how many bytes the tensors in a state hold, whatever holds them."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, Mapping):
+        return sum(map(num_bytes, state.values()))
+    if isinstance(state, list | tuple):
+        return sum(map(num_bytes, state))
+    return 0
