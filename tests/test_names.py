@@ -1,6 +1,7 @@
 """One name, one meaning, over both packages."""
 
 import ast
+import functools
 from collections import defaultdict
 from pathlib import Path
 
@@ -24,10 +25,13 @@ TELL_NOTHING = (
 )
 
 
+@functools.cache
 def modules():
-    for package in PACKAGES:
-        for path in sorted(package.rglob("*.py")):
-            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
+    return [
+        (path.relative_to(ROOT).as_posix(), ast.parse(path.read_text()))
+        for package in PACKAGES
+        for path in sorted(package.rglob("*.py"))
+    ]
 
 
 def defined(statement):

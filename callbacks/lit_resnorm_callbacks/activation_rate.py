@@ -97,6 +97,10 @@ class ActivationRateMonitor(Probe):
                 f"{self.name}: {type(module).__name__} has no ReLU or kin, so no rate"
             )
 
+    def cost(self) -> float:
+        """Return that of a forward pass, and the counting at each site."""
+        return 1.3 / 3
+
     def measure(
         self, module: LightningModule, batch: Batch, reduce: Reduce
     ) -> dict[str, Tensor]:

@@ -13,8 +13,10 @@ from torch import Tensor
 from lit_resnorm.explanations import SATURATED, ratio_in_words
 from lit_resnorm.measures.fisher import (
     Examinations,
+    FisherForm,
     FisherOptions,
     FisherSpectrum,
+    affordable_form,
     apart,
     check_readable,
     fisher_spectrum,
@@ -56,7 +58,9 @@ class FIMEigenvalueProbe(Probe):
             one. What it reads is compared with the loss that `training_step` returns
             for a few examples, and refused with the option that mends it.
         num_eigenvalues: The largest k; None all non-zero ones, 0 none; `auto` all where
-            the matrix has at most 4096 rows, else 10.
+            the matrix has at most 4096 rows, else 10. All or many of them may be more
+            than `max_cost` allows: then ten, without the layers', or one, or that of
+            fewer examples, and a line says so.
         tol: Relative error of eigenvalues that iterations give.
         per_layer: Whether each layer's block is measured too; `sites` selects layers.
         loss_scale: Factor between the loss and the mean log-likelihood; 2 / C for
@@ -233,6 +237,7 @@ class FIMEigenvalueProbe(Probe):
         self.memory = memory
         self._vectors: Tensor | None = None
         self._examinations = Examinations()
+        self._form: FisherForm | None = None
         FisherOptions(output=output, num_eigenvalues=num_eigenvalues, tol=tol)
 
     def state_dict(self) -> dict[str, Any]:
@@ -253,12 +258,13 @@ class FIMEigenvalueProbe(Probe):
         self, module: LightningModule, batch: Batch, reduce: Reduce
     ) -> dict[str, Tensor]:
         """Return eigenvalues, trace and rate bound, of the whole and by layer."""
+        form = self._form or self._wanted(num_rows(batch))
         found = self._spectrum(
             module,
             batch,
-            num_eigenvalues=self.num_eigenvalues,
+            num_eigenvalues=form.num_eigenvalues,
             per_layer=(self.sites or True) if self.per_layer else False,
-            layer_eigenvalues=None if self.num_eigenvalues == 0 else 1,
+            layer_eigenvalues=form.layer_eigenvalues,
             weights=self.likelihood.weights(module, batch),
             reduce=reduce,
             start=self._vectors,
@@ -274,7 +280,7 @@ class FIMEigenvalueProbe(Probe):
             values["lambda_max/residual"] = float(found.residuals[0])
         for site, layer in found.layers.items():
             values[f"trace/{site}"] = layer.trace
-            if self.num_eigenvalues != 0:
+            if form.layer_eigenvalues:
                 values[f"lambda_max/{site}"] = layer.max
         tensors = {
             key: torch.tensor(value, dtype=torch.float64)
@@ -284,27 +290,25 @@ class FIMEigenvalueProbe(Probe):
             tensors["spectrum"] = found.eigenvalues
         return tensors
 
-    def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
-        self._examinations = Examinations()
+    def affordable(
+        self, trainer: Trainer, module: LightningModule, batch: Batch
+    ) -> int:
+        """Refuse what can't be measured, and choose what is within `max_cost`.
+
+        All eigenvalues and each layer's largest, else the largest ten and the layers',
+        else the largest ten, else the largest one, else that of fewer examples; traces
+        in any case.
+        """
+        few = take_rows(batch, slice(4))
         try:
-            check_readable(module)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from error
-        super()._prepare(trainer, module)
-        if not num_rows(self._batch):
-            return
-        # What the estimator refuses, it refuses on two examples too.
-        few = take_rows(self._batch, slice(2))
-        per_layer = self.sites if self.per_layer and self.sites else False
-        try:
-            self.likelihood.check(module, self._batch)
-            found = self._spectrum(
-                module, few, num_eigenvalues=0, reduce=identity, per_layer=per_layer
+            self._check(trainer, module, batch)
+            wanted, self._form = affordable_form(
+                module,
+                few,
+                self._wanted(num_rows(batch)),
+                self.max_cost,
+                FisherOptions(**self._options(module, few)),
             )
-            if found.coupled and self.norm_mode != "train" and trainer.world_size > 1:
-                raise ValueError(apart(module, self.norm_mode))
-            if trainer.training and self.likelihood.is_guess(module):
-                self._compare(module)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
         except (MemoryError, torch.OutOfMemoryError):
@@ -315,10 +319,39 @@ class FIMEigenvalueProbe(Probe):
                 f" ({type(error).__name__}: {error}): give output, forward_fn or"
                 " target_fn"
             ) from error
+        if self._form != wanted:
+            chosen = f"{self._form}, about {self._form.cost:.2g} steps"
+            self._tell_cheaper(chosen, str(wanted), wanted.cost)
+        return self._form.num_rows
 
-    def _compare(self, module: LightningModule) -> None:
+    def _wanted(self, num_examples: int) -> FisherForm:
+        layers = int(self.per_layer and self.num_eigenvalues != 0)
+        return FisherForm(self.num_eigenvalues, layers, num_examples)
+
+    def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
+        self._examinations = Examinations()
+        try:
+            check_readable(module)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+        super()._prepare(trainer, module)
+
+    def _check(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
+        # What the estimator refuses, it refuses on two examples too.
+        few = take_rows(batch, slice(2))
+        per_layer = self.sites if self.per_layer and self.sites else False
+        self.likelihood.check(module, batch)
+        found = self._spectrum(
+            module, few, num_eigenvalues=0, reduce=identity, per_layer=per_layer
+        )
+        if found.coupled and self.norm_mode != "train" and trainer.world_size > 1:
+            raise ValueError(apart(module, self.norm_mode))
+        if trainer.training and self.likelihood.is_guess(module):
+            self._compare(module, batch)
+
+    def _compare(self, module: LightningModule, batch: Batch) -> None:
         """See that the likelihood that is read is the loss that is trained."""
-        few = take_rows(self._batch, slice(_COMPARED))
+        few = take_rows(batch, slice(_COMPARED))
         given = as_given(few, self.batch_dim) if self.batch_dim else few
         try:
             with trained_loss(
@@ -341,19 +374,19 @@ class FIMEigenvalueProbe(Probe):
     def _spectrum(
         self, module: LightningModule, batch: Batch, **options: Any
     ) -> FisherSpectrum:
-        return fisher_spectrum(
-            module,
-            batch,
-            output=self.likelihood.for_module(module).output,
-            norm_mode=self.norm_mode,
-            tol=self.tol,
-            forward=self.forward_fn,
-            class_dim=self.likelihood.class_dim,
-            loss_scale=self.likelihood.scale(module, batch),
-            memory=self.memory,
-            examinations=self._examinations,
-            **options,
-        )
+        return fisher_spectrum(module, batch, **self._options(module, batch), **options)
+
+    def _options(self, module: LightningModule, batch: Batch) -> dict[str, Any]:
+        return {
+            "output": self.likelihood.for_module(module).output,
+            "norm_mode": self.norm_mode,
+            "tol": self.tol,
+            "forward": self.forward_fn,
+            "class_dim": self.likelihood.class_dim,
+            "loss_scale": self.likelihood.scale(module, batch),
+            "memory": self.memory,
+            "examinations": self._examinations,
+        }
 
     def _rates(self, module: LightningModule, lambda_max: float) -> dict[str, float]:
         """Return the rate in use and, where the curvature bounds it, its bound."""

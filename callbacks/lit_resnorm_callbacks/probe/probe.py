@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import time
 from abc import ABC, abstractmethod
@@ -124,6 +125,10 @@ class Probe(Guarded, ABC):
             and figures; `summary`; or `all`, every value by site a scalar of its own,
             quantities declared as details in figures too, and in Weights & Biases
             charts.
+        max_cost: Training steps, on as many examples, that a measurement may cost by
+            counted work. What costs more takes a cheaper form, in the end fewer
+            examples, and says so. The clock decides nothing, so that ranks agree and a
+            resumed run repeats it.
         strict: Raise where a measurement fails.
 
     Attributes:
@@ -167,6 +172,7 @@ class Probe(Guarded, ABC):
         forward_fn: Callable[..., Any] = network_output,
         batch_dim: int = 0,
         log: Log = "summary",
+        max_cost: float = 50.0,
         strict: bool = False,
     ) -> None:
         if not re.fullmatch(r"[\w.-]+", name):
@@ -194,6 +200,9 @@ class Probe(Guarded, ABC):
         )
         # Lightning puts the module's `log` on every callback
         self.logs: Log = log
+        if not max_cost > 0:
+            raise ValueError(f"max_cost is {max_cost}; it must be above 0")
+        self.max_cost = max_cost
         self.strict = strict
         self._given = {"batch": batch, "dataloader": dataloader}
         self._batch: Batch = None
@@ -230,6 +239,41 @@ class Probe(Guarded, ABC):
 
     def prepare(self, module: LightningModule, sites: tuple[Site, ...]) -> None:
         """Look at the model before the first step; raise here what must be raised."""
+
+    def cost(self) -> float:
+        """Return what a measurement costs by counted work, in training steps.
+
+        Steps on as many examples; known once `prepare` has looked at the model. Here
+        it is one step, a pass forward and back; say so where it is more.
+        """
+        return 1.0
+
+    def affordable(
+        self, trainer: Trainer, module: LightningModule, batch: Batch
+    ) -> int:
+        """Return how many examples are measured, and say what `max_cost` leaves out.
+
+        Args:
+            trainer: The run.
+            module: The module, which `prepare` has seen.
+            batch: The whole probe batch, the same on every rank.
+        """
+        del trainer, module
+        num, cost = num_rows(batch), self.cost()
+        if not cost > self.max_cost:  # or where nobody counted
+            return num
+        # of a single example there are no statistics
+        fewer = max(min(num, 2), int(num * self.max_cost / cost))
+        self._tell_cheaper(f"{fewer} examples are measured", f"{num} examples", cost)
+        return fewer
+
+    def _tell_cheaper(self, measured: str, wanted: str, cost: float) -> None:
+        """Say what is measured in place of what would cost too much."""
+        rank_zero_info(
+            f"{self.name}: {measured}; {wanted} would cost {cost:.3g} training steps by"
+            f" counted work, above max_cost {self.max_cost:g}: to have them, give"
+            f" max_cost: {_above(cost)}"
+        )
 
     def smaller(self) -> bool:
         """Make the next try need less memory; return False where it can't."""
@@ -496,6 +540,7 @@ class Probe(Guarded, ABC):
         sites = self._sites(module, few)
         self._records.kinds = {site.name: site.kind for site in sites}
         self.prepare(module, sites)
+        batch = take_rows(batch, slice(self.affordable(trainer, module, batch)))
         # Examples coupled by batch norm can't be shared out: every rank takes them all.
         coupled = self.norm_mode == "train"
         share = slice(trainer.global_rank, None, trainer.world_size)
@@ -585,6 +630,12 @@ class Probe(Guarded, ABC):
             with survive("charts"):
                 curves = self._records.depth_curves(self.prefix)
                 send_charts(trainer, step, curves, self.declared(), survive)
+
+
+def _above(cost: float) -> str:
+    """Return a short number that isn't below this one."""
+    unit = 10.0 ** (math.floor(math.log10(cost)) - 1)
+    return f"{math.ceil(cost / unit) * unit:g}"
 
 
 def _may_be_end(trainer: Trainer) -> bool:

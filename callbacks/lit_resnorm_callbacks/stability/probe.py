@@ -463,6 +463,15 @@ class StabilityProbe(Probe):
             self._copies = Copies(module, twins["params"], len(twins["finite"]))
         self._go_on(module)
 
+    def cost(self) -> float:
+        """Return that of the losses of run and twins; training twins is no part of it.
+
+        With `influence` also that of some 20 products with the Gauss-Newton matrix for
+        each example that is left out.
+        """
+        products = 20 * 4 if self.method == "influence" else 0
+        return (1 + self.num_twins * (1 + products)) / 3
+
     def measure(
         self, module: LightningModule, batch: Batch, reduce: Reduce
     ) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Fisher information matrices: exact spectra and traces, layer by layer."""
 
 from lit_resnorm.measures.fisher.examinations import Examinations
+from lit_resnorm.measures.fisher.forms import FisherForm, affordable_form
 from lit_resnorm.measures.fisher.measurement import apart
 from lit_resnorm.measures.fisher.network import check_readable
 from lit_resnorm.measures.fisher.options import FisherOptions
@@ -12,8 +13,10 @@ from lit_resnorm.measures.fisher.spectrum import (
 
 __all__ = [
     "Examinations",
+    "FisherForm",
     "FisherOptions",
     "FisherSpectrum",
+    "affordable_form",
     "apart",
     "check_readable",
     "empirical_fisher_spectrum",

@@ -16,16 +16,15 @@ def matrix_is_cheaper(measured: Measurement, num_eigenvalues: int) -> bool:
 
     Both are counted in multiplications. A product is a backward pass and a forward-mode
     pass, four and a half times the multiplications of a forward pass with its
-    elementwise work. About `9 + 3 k` of them find the largest k and make sure that no
-    larger one is left, most of which a warm start doesn't save.
+    elementwise work.
     """
     examples = measured.examples
     dim = min(examples.dim, measured.num_parameters)
     if 4 * dim**2 * measured.sweep.network.dtype.itemsize > least_free_memory(measured):
         return False
-    num_products = 9 + 3 * num_eigenvalues
+    products = num_products(num_eigenvalues)
     if measured.coupled:
-        return examples.dim <= num_products
+        return examples.dim <= products
     forward = matrix = 0.0
     rows, seeds = examples.shards.total, examples.num_seeds
     for block in measured.sweep.blocks:
@@ -40,8 +39,16 @@ def matrix_is_cheaper(measured: Measurement, num_eigenvalues: int) -> bool:
         matrix = examples.dim * measured.num_parameters**2 / 2
     # Memory bounds a product with the matrix: it takes the time of about ten
     # multiplications a number.
-    iterations = 10.0 * dim**2 * num_products
-    return seeds * forward + 0.8 * matrix + iterations < 4.5 * forward * num_products
+    iterations = 10.0 * dim**2 * products
+    return seeds * forward + 0.8 * matrix + iterations < 4.5 * forward * products
+
+
+def num_products(num_eigenvalues: int) -> int:
+    """Return about how many products find the largest k.
+
+    They also make sure that no larger one is left, and a warm start saves few of them.
+    """
+    return 9 + 3 * num_eigenvalues
 
 
 def least_free_memory(measured: Measurement) -> int:

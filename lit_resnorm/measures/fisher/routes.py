@@ -32,24 +32,25 @@ def spectrum_by_cheapest_route(measured: Measurement, layers: Layers) -> FisherS
 
 
 def _traces(measured: Measurement, layers: Layers) -> FisherSpectrum:
-    none = torch.zeros(0, dtype=torch.float64)
     by_block = block_traces(measured, measured.sweep.blocks)
+    found = {
+        name: _trace_alone(measured, sum(by_block[b] for b in blocks), _size(blocks))
+        for name, blocks in layers.items()
+    }
+    trace = sum(by_block.values())
+    return _trace_alone(measured, trace, measured.num_parameters, found)
+
+
+def _trace_alone(
+    measured: Measurement,
+    trace: float,
+    num_parameters: int,
+    layers: dict[str, FisherSpectrum] | None = None,
+) -> FisherSpectrum:
+    none = torch.zeros(0, dtype=torch.float64)
+    num_examples = measured.examples.num_examples
     return FisherSpectrum(
-        none,
-        sum(by_block.values()),
-        measured.num_parameters,
-        measured.examples.num_examples,
-        none,
-        layers={
-            name: FisherSpectrum(
-                none,
-                sum(by_block[block] for block in blocks),
-                _size(blocks),
-                measured.examples.num_examples,
-                none,
-            )
-            for name, blocks in layers.items()
-        },
+        none, trace, num_parameters, num_examples, none, layers=layers or {}
     )
 
 
@@ -129,6 +130,8 @@ def _decomposed(
     layers: dict[str, FisherSpectrum] | None = None,
 ) -> FisherSpectrum:
     trace = float(matrix.diagonal().sum(dtype=torch.float64))
+    if count == 0:
+        return _trace_alone(measured, trace, num_parameters, layers)
     if count is None:
         pairs = all_pairs(matrix)
     else:
@@ -154,6 +157,10 @@ def _from_products(measured: Measurement, count: int, layers: Layers) -> FisherS
     ) -> FisherSpectrum:
         whole = not names
         wanted = count if whole else measured.layer_eigenvalues
+        trace = sum(traces[block] for block in own) if options.trace else None
+        if wanted == 0:
+            missing = float("nan") if trace is None else trace
+            return _trace_alone(measured, missing, _size(own))
         k = (
             measured.examples.dim
             if wanted is None
@@ -162,7 +169,6 @@ def _from_products(measured: Measurement, count: int, layers: Layers) -> FisherS
         start = given if whole else None
         if start is None:
             start = _cold_start(measured, k)
-        trace = sum(traces[block] for block in own) if options.trace else None
         pairs = top_eigenpairs(
             measured.products(names),
             start.to(measured.sweep.network.device, torch.float64),
