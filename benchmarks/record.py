@@ -52,7 +52,12 @@ PROBES: list[dict[str, Any]] = [
     {"class_path": "lit_resnorm_callbacks.MomentTracer"},
     {
         "class_path": "lit_resnorm_callbacks.FIMEigenvalueProbe",
-        "init_args": {"per_layer": True, "num_eigenvalues": 10, "max_cost": 1e6},
+        "init_args": {
+            "per_layer": True,
+            "num_eigenvalues": 10,
+            "max_cost": 1e6,
+            "spectrum": "always",
+        },
     },
     {
         "class_path": "lit_resnorm_callbacks.StabilityProbe",

@@ -30,6 +30,8 @@ from lit_resnorm.quantities import OPTIMIZER_KINDS, Quantity
 from lit_resnorm_callbacks.probe.probe import Batch, Cadence, Probe
 from lit_resnorm_callbacks.probe.training_loss import NotComparableError, trained_loss
 
+SPECTRA = ("ends", "always", "never")
+
 _COMPARED = 8
 """Examples on which the likelihood is compared with the training loss."""
 
@@ -52,6 +54,9 @@ class FIMEigenvalueProbe(Probe):
         name: Prefix of the logged names.
         cadence: Optimizer steps between measurements.
         num_examples: Size of the probe batch, over all ranks.
+        spectrum: When `num_eigenvalues` and the layers' largest are measured: at the
+            first and the last measurement of a training, and outside of one (`ends`),
+            `always`, or `never`. Else it is traces and lambda_max, which is followed.
         output: `softmax`, `bernoulli` or `gaussian`. `auto` reads the module's loss,
             ours or torch's `CrossEntropyLoss`, `BCEWithLogitsLoss` and `MSELoss` with
             their options; without one, softmax for two or more logits, bernoulli for
@@ -206,6 +211,7 @@ class FIMEigenvalueProbe(Probe):
         cadence: Cadence | int = 500,
         num_examples: int = 256,
         *,
+        spectrum: Literal["ends", "always", "never"] = "ends",
         output: Literal["auto", "softmax", "bernoulli", "gaussian"] = "auto",
         num_eigenvalues: int | Literal["auto"] | None = "auto",
         tol: float = 1e-5,
@@ -231,6 +237,11 @@ class FIMEigenvalueProbe(Probe):
             targets_first(target_fn, self.batch_dim),
             self.forward_fn,
         )
+        if spectrum not in SPECTRA:
+            raise ValueError(
+                f"spectrum is {spectrum!r}; it must be one of {', '.join(SPECTRA)}"
+            )
+        self.spectrum = spectrum
         self.num_eigenvalues = num_eigenvalues
         self.tol = tol
         self.per_layer = per_layer
@@ -238,16 +249,34 @@ class FIMEigenvalueProbe(Probe):
         self._vectors: Tensor | None = None
         self._examinations = Examinations()
         self._form: FisherForm | None = None
+        # Step of the last measurement that left nothing out.
+        self._whole_step: int | None = None
         FisherOptions(output=output, num_eigenvalues=num_eigenvalues, tol=tol)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the base's state and the dual eigenvectors of the last measurement."""
-        return {**super().state_dict(), "vectors": self._vectors}
+        own = {"vectors": self._vectors, "whole_step": self._whole_step}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         super().load_state_dict(state_dict)
         self._vectors = state_dict["vectors"]
+        self._whole_step = state_dict.get("whole_step")
+
+    def lacks_at_end(self) -> bool:
+        """Say whether the spectrum of the last weights is still to be measured."""
+        return self.spectrum == "ends" and self._whole_step != self._last_step
+
+    def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Measure and log; note whether it was the whole."""
+        if self._is_whole():
+            self._whole_step = step
+        super().run(trainer, module, step)
+
+    def _is_whole(self) -> bool:
+        ends = self.spectrum == "ends" and self._at_an_end
+        return ends or self.spectrum == "always"
 
     def smaller(self) -> bool:
         """Take a quarter of the memory, down to a mebibyte."""
@@ -259,6 +288,8 @@ class FIMEigenvalueProbe(Probe):
     ) -> dict[str, Tensor]:
         """Return eigenvalues, trace and rate bound, of the whole and by layer."""
         form = self._form or self._wanted(num_rows(batch))
+        if not self._is_whole():
+            form = form.followed()
         found = self._spectrum(
             module,
             batch,
@@ -274,7 +305,7 @@ class FIMEigenvalueProbe(Probe):
         values = {"trace": found.trace, "lambda_mean": found.mean}
         if self.num_eigenvalues != 0:
             values |= {"lambda_max": found.max, **self._rates(module, found.max)}
-            top = found.eigenvalues[:10].tolist()
+            top = found.eigenvalues[:10].tolist() if self._is_whole() else []
             values |= {f"top/{i:02d}": value for i, value in enumerate(top, 1)}
         if found.vectors is not None and found.residuals.numel():
             values["lambda_max/residual"] = float(found.residuals[0])
@@ -326,7 +357,8 @@ class FIMEigenvalueProbe(Probe):
 
     def _wanted(self, num_examples: int) -> FisherForm:
         layers = int(self.per_layer and self.num_eigenvalues != 0)
-        return FisherForm(self.num_eigenvalues, layers, num_examples)
+        whole = FisherForm(self.num_eigenvalues, layers, num_examples)
+        return whole.followed() if self.spectrum == "never" else whole
 
     def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
         self._examinations = Examinations()

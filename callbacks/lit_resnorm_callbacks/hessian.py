@@ -173,6 +173,16 @@ class HessianProbe(LossProbe):
         kept.tol, kept.patience = self._growth.tol, self._growth.patience
         self._growth, self._vectors = kept, state_dict["vectors"]
 
+    def cost(self) -> float:
+        """Return that of the products, each four passes forward.
+
+        About `9 + 3 k` of them find the largest k, a dozen the smallest, and each
+        vector of the trace takes one.
+        """
+        options = self._options
+        products = 9 + 3 * options["num_eigenvalues"] + options["num_trace_vectors"]
+        return 4 / 3 * (products + 12 * (options["smallest_tol"] is not None))
+
     def measure(
         self, module: LightningModule, batch: Batch, reduce: Reduce
     ) -> dict[str, Tensor]:

@@ -213,6 +213,10 @@ class Probe(Guarded, ABC):
         # Of the weights that were measured last, where they may be a training's end.
         self._fingerprint = ""
         self._is_due = False
+        # What loggers have of this step already.
+        self._logged: tuple[str, ...] = ()
+        # Whether the measurement stands at an end of a training, or outside of one.
+        self._at_an_end = True
         self._awaits_layers = False
         # What the batch of an evaluation was read from; None after a training.
         self._source: Any = None
@@ -274,6 +278,10 @@ class Probe(Guarded, ABC):
             f" counted work, above max_cost {self.max_cost:g}: to have them, give"
             f" max_cost: {_above(cost)}"
         )
+
+    def lacks_at_end(self) -> bool:
+        """Say whether the last measurement left out what belongs to a run's end."""
+        return False
 
     def smaller(self) -> bool:
         """Make the next try need less memory; return False where it can't."""
@@ -371,16 +379,26 @@ class Probe(Guarded, ABC):
         step = steps_taken(trainer)
         fresh = step != self._last_step and not is_dry_run(trainer)
         if fresh and self.cadence.due(step, self._steps_before):
-            self.run(trainer, pl_module, step)
+            self._at_an_end = _is_last_step(trainer)
+            try:
+                self.run(trainer, pl_module, step)
+            finally:
+                self._at_an_end = True
         self._steps_before = step
 
     @entered
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the trained weights, and draw the figures."""
         step = steps_taken(trainer)
-        fresh = step != self._last_step and not is_dry_run(trainer)
-        if self.cadence.at_end and fresh:
-            self.run(trainer, pl_module, step)
+        fresh = step != self._last_step
+        # an end that no limit foresaw adds what was left out, to what was logged
+        more = self.cadence.at_end and (fresh or self.lacks_at_end())
+        if more and not is_dry_run(trainer):
+            self._logged = () if fresh else (*self._keys, "seconds")
+            try:
+                self.run(trainer, pl_module, step)
+            finally:
+                self._logged = ()
         self._log_figures(trainer)
 
     @entered
@@ -425,6 +443,7 @@ class Probe(Guarded, ABC):
         if "failed" not in numbers:
             self._keys = [*numbers]
         numbers["seconds"] = time.perf_counter() - started
+        numbers = {key: numbers[key] for key in numbers if key not in self._logged}
         self._records.add(step, numbers, series)
         self._send(trainer, step, numbers, series)
 
@@ -636,6 +655,13 @@ def _above(cost: float) -> str:
     """Return a short number that isn't below this one."""
     unit = 10.0 ** (math.floor(math.log10(cost)) - 1)
     return f"{math.ceil(cost / unit) * unit:g}"
+
+
+def _is_last_step(trainer: Trainer) -> bool:
+    """Say whether the Trainer's limits end the training at this step."""
+    if 0 <= trainer.max_steps <= trainer.global_step:
+        return True
+    return trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
 
 
 def _may_be_end(trainer: Trainer) -> bool:

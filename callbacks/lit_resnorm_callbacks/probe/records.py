@@ -48,7 +48,8 @@ class Records:
         self, step: int, numbers: dict[str, float], series: dict[str, list[float]]
     ) -> None:
         """Take in one measurement; values without a site are left to the loggers."""
-        self._steps.append(step)
+        if step not in self._steps[-1:]:
+            self._steps.append(step)
         for key, value in numbers.items():
             if match := SITE_KEY.fullmatch(key):
                 sites = self._by_site.setdefault(match["quantity"], {})

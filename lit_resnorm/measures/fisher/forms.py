@@ -49,6 +49,11 @@ class FisherForm:
     num_rows: int
     cost: float = math.nan
 
+    def followed(self) -> FisherForm:
+        """Return traces and the largest eigenvalue, of what is measured else."""
+        count = 0 if self.num_eigenvalues == 0 else 1
+        return replace(self, num_eigenvalues=count, layer_eigenvalues=0, cost=math.nan)
+
     def cheaper(self) -> Iterator[FisherForm]:
         """Yield this form, and those that leave out ever more."""
         yield self
