@@ -513,9 +513,9 @@ class HistogramLogger(DummyLogger):
 
 def test_the_spectrum_is_a_histogram_where_a_logger_takes_one():
     logger = HistogramLogger()
-    fit(FIMEigenvalueProbe(cadence=2), logger=logger)
+    fit(FIMEigenvalueProbe(cadence=2, spectrum="always"), logger=logger)
     kept = logger.histograms.kept["histograms/fim/spectrum_log10"]
-    values, _ = fit(FIMEigenvalueProbe(cadence=2))
+    values, _ = fit(FIMEigenvalueProbe(cadence=2, spectrum="always"))
     assert sorted(kept) == [0, 2, 4]
     # Lightning keeps logged values in single precision.
     logged = values["fim/lambda_max"]

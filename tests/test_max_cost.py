@@ -104,7 +104,9 @@ def test_counted_work_follows_the_multiplications_that_torch_counts(num_eigenval
 def many(max_cost, cadence=100):
     """A probe whose whole spectrum costs about 12 steps, and lambda_max 3.6."""
     batch = tuple(vectors(256).tensors)
-    return FIMEigenvalueProbe(batch=batch, max_cost=max_cost, cadence=cadence)
+    return FIMEigenvalueProbe(
+        batch=batch, max_cost=max_cost, cadence=cadence, spectrum="always"
+    )
 
 
 def told(caplog):
@@ -125,6 +127,17 @@ def test_what_is_left_out_is_told_with_the_cost_that_has_it_measured(probe, capl
     enough = re.search(r"max_cost: ([\d.e+-]+)$", line).group(1)
     fit([probe(max_cost=float(enough), **options)], steps=2)
     assert not told(caplog)
+
+
+def test_a_long_measurement_says_how_long_it_takes_and_will_take(caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("lit_resnorm_callbacks.probe.progress.FIRST", 0.0)
+    fit([FIMEigenvalueProbe(num_examples=24, cadence=100)], steps=1)
+    said = [r.getMessage() for r in caplog.records if "measuring" in r.getMessage()]
+    # at the start and at the end; the next line of each would come ten seconds later
+    assert len(said) == 2
+    for line in said:
+        assert re.fullmatch(r"fim: measuring for \d+ s, of about \d+ s", line)
 
 
 @every_probe

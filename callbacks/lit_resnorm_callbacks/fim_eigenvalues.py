@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -320,6 +321,12 @@ class FIMEigenvalueProbe(Probe):
         if found.eigenvalues.numel() > 1:
             tensors["spectrum"] = found.eigenvalues
         return tensors
+
+    def cost(self) -> float:
+        """Return that of the form that is measured, as `affordable` counted it."""
+        if self._form is None or not self._is_whole():
+            return math.nan
+        return self._form.cost
 
     def affordable(
         self, trainer: Trainer, module: LightningModule, batch: Batch

@@ -12,6 +12,7 @@ from lit_resnorm.explanations import SATURATED
 from lit_resnorm.measures.copies.first_pass import FirstPass
 from lit_resnorm.measures.fisher import fisher_spectrum
 from lit_resnorm.measures.passes.batches import target_of
+from lit_resnorm.measures.passes.progress import watched
 
 HARDLY = 0.98
 """Share of the first loss above which steps have hardly moved it."""
@@ -60,18 +61,19 @@ def curvature_of(
     weights, scale = loss.likelihood.curvature(target_of(subject.batch))
     subject.told("curvature", 0, 1)
     try:
-        found = fisher_spectrum(
-            subject.module,
-            subject.batch,
-            output=loss.likelihood.output,
-            norm_mode=norm_mode,
-            num_eigenvalues=1,
-            tol=1e-3,
-            forward=subject.forward,
-            weights=weights,
-            loss_scale=scale,
-            trace=norm_mode != "train",
-        )
+        with watched(lambda _: subject.told("curvature", 0, 1)):
+            found = fisher_spectrum(
+                subject.module,
+                subject.batch,
+                output=loss.likelihood.output,
+                norm_mode=norm_mode,
+                num_eigenvalues=1,
+                tol=1e-3,
+                forward=subject.forward,
+                weights=weights,
+                loss_scale=scale,
+                trace=norm_mode != "train",
+            )
     except (ValueError, RuntimeError, NotImplementedError) as error:
         return None, [_no_curvature(" ".join(str(error).split()))]
     finally:

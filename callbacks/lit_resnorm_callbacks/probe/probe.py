@@ -20,6 +20,7 @@ from lit_resnorm.figures import captioned
 from lit_resnorm.measures.passes.batch_dim import ExamplesFirst
 from lit_resnorm.measures.passes.batches import network_output, num_rows, take_rows
 from lit_resnorm.measures.passes.lazy_layers import lazy_tensors
+from lit_resnorm.measures.passes.progress import watched
 from lit_resnorm.measures.passes.sites import Site
 from lit_resnorm.measures.passes.tracing import trace
 from lit_resnorm.measures.passes.untouched import (
@@ -46,6 +47,7 @@ from lit_resnorm_callbacks.probe.loggers import (
     to_host,
     whose,
 )
+from lit_resnorm_callbacks.probe.progress import MeasuringLines
 from lit_resnorm_callbacks.probe.ranks import (
     NothingSmallerError,
     OutOfMemoryError,
@@ -615,7 +617,8 @@ class Probe(Guarded, ABC):
                 raise NothingSmallerError("it runs out of memory in its smallest form")
             evals = self.norm_mode == "eval"
             buffers = buffers_of_rank_0(trainer, module, reduce)
-            with buffers if evals else nullcontext():
+            lines = MeasuringLines(self.name, 3 * self.cost())
+            with buffers if evals else nullcontext(), watched(lines):
                 return to_host(self.measure(module, self._batch, reduce))
 
         while True:

@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 from lit_resnorm.measures.fisher.head import Head, WeightedExamples
 from lit_resnorm.measures.fisher.network import Network
 from lit_resnorm.measures.passes.batches import take_rows
+from lit_resnorm.measures.passes.progress import advanced
 from lit_resnorm.measures.passes.untouched import Passes
 
 WayForth = Callable[[list[Tensor], Tensor], None]
@@ -67,7 +68,11 @@ class Products:
 
     def __call__(self, dual_DB: Tensor) -> Tensor:
         """Return the products with a block of dual vectors, float64."""
-        return torch.stack([self._product(u) for u in dual_DB.unbind(1)], dim=1)
+        products = []
+        for dual_D in dual_DB.unbind(1):
+            products.append(self._product(dual_D))
+            advanced(6)
+        return torch.stack(products, dim=1)
 
     def squared_lengths(self, dual_D: Tensor) -> dict[str, Tensor]:
         r"""Return each parameter's part of :math:`|J^\top R u|^2`, float64.

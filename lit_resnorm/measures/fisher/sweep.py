@@ -27,6 +27,7 @@ from lit_resnorm.measures.fisher.network import Network
 from lit_resnorm.measures.fisher.parameter_uses import Use
 from lit_resnorm.measures.fisher.recording import UseRecorder
 from lit_resnorm.measures.passes.batches import take_rows
+from lit_resnorm.measures.passes.progress import advanced
 from lit_resnorm.measures.passes.untouched import MissedNormError, Passes
 
 Visit = Callable[[ParameterBlock, Leavings], None]
@@ -211,6 +212,8 @@ class Sweep:
                 own = [grads.pop(0) for _ in range(len(block.places) or 1)]
                 uses = block.uses(recorder.uses)
                 visit(block, Leavings(rows, seeds, uses, own))
+            passes = seeds.stop - seeds.start + (seeds.start == 0)
+            advanced(2 * passes * count / self.examples.num_rows)
         return True
 
     def _as_traced(self, recorder: UseRecorder, output: Tensor, count: int) -> bool:
