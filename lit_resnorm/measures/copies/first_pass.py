@@ -109,23 +109,45 @@ def run_first_pass(
             " there must be one for each"
         )
     kept = changed(before, after)
-    if kept:
-        return FirstPass(losses_B.detach(), draws, coupled, kept, False, memory[0])
-    owned = dict(model.named_parameters()) | buffers
-    pair = {n: torch.stack([x, x]).detach() for n, x in owned.items()}
-    # Each copy takes rows of its own, so that rows are batched as they will be.
-    rows_KR = torch.arange(num).expand(2, num).contiguous()
     alike = ModelFunction(model, with_state(with_buffers(losses), moved, before))
-    together = _pair(alike, pair, batch, rows_KR, around)
     return FirstPass(
         losses=losses_B.detach(),
         draws=draws,
         coupled=coupled,
         kept=kept,
-        vectorisable=together is not None
-        and _agree(together[0], losses_B.detach())
-        and all(_agree(together[1][name], left[name]) for name in left),
+        vectorisable=not kept
+        and _side_by_side(alike, buffers, batch, around, losses_B.detach(), left),
         num_bytes=memory[0],
+    )
+
+
+def _side_by_side(
+    bound: ModelFunction,
+    buffers: Mapping[str, Tensor],
+    batch: Any,
+    around: Around,
+    losses_B: Tensor,
+    left: Mapping[str, Tensor],
+) -> bool:
+    """Return whether two copies in one vectorised pass do what the model does alone.
+
+    Args:
+        bound: The losses, at any weights, and buffers as the pass leaves them.
+        buffers: Buffers to begin with.
+        batch: A batch.
+        around: Makes the context of the pass.
+        losses_B: Losses of the pass alone.
+        left: Buffers that it left.
+    """
+    owned = dict(bound.model.named_parameters()) | dict(buffers)
+    pair = {n: torch.stack([x, x]).detach() for n, x in owned.items()}
+    # Each copy takes rows of its own, so that rows are batched as they will be.
+    rows_KR = torch.arange(len(losses_B)).expand(2, len(losses_B)).contiguous()
+    together = _pair(bound, pair, batch, rows_KR, around)
+    return (
+        together is not None
+        and _agree(together[0], losses_B)
+        and all(_agree(together[1][name], left[name]) for name in left)
     )
 
 

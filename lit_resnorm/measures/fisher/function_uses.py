@@ -129,9 +129,9 @@ def _statistic_norm(
     *args: Any,
     **kwargs: Any,
 ) -> RecordedUse:
-    if not name_of(weight) and not name_of(bias):
-        return None
-    normed = func(input, running_mean, running_var, None, None, *args, **kwargs)
+    def normed() -> Tensor:
+        return func(input, running_mean, running_var, None, None, *args, **kwargs)
+
     return _affine(name_of, normed, weight, bias, dim=1)
 
 
@@ -144,9 +144,9 @@ def _group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> RecordedUse:
-    if not name_of(weight) and not name_of(bias):
-        return None
-    normed = func(input, num_groups, None, None, eps)
+    def normed() -> Tensor:
+        return func(input, num_groups, None, None, eps)
+
     return _affine(name_of, normed, weight, bias, dim=1)
 
 
@@ -159,9 +159,9 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> RecordedUse:
-    if not name_of(weight) and not name_of(bias):
-        return None
-    normed = func(input, normalized_shape, None, None, eps)
+    def normed() -> Tensor:
+        return func(input, normalized_shape, None, None, eps)
+
     return _affine(name_of, normed, weight, bias)
 
 
@@ -173,9 +173,10 @@ def _rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> RecordedUse:
-    if not name_of(weight):
-        return None
-    return _affine(name_of, func(input, normalized_shape, None, eps), weight, None)
+    def normed() -> Tensor:
+        return func(input, normalized_shape, None, eps)
+
+    return _affine(name_of, normed, weight, None)
 
 
 def _multiply(name_of: Names, func: Function, input: Any, other: Any) -> RecordedUse:
@@ -207,20 +208,24 @@ def _broadcast(
 
 def _affine(
     name_of: Names,
-    normed: Tensor,
+    normalise: Callable[[], Tensor],
     weight: Tensor | None,
     bias: Tensor | None,
     dim: int | None = None,
-) -> tuple[Tensor, Use]:
-    """Return the scaled and shifted values, and that use.
+) -> RecordedUse:
+    """Return the scaled and shifted values, and that use; None where none is trained.
 
     Args:
         name_of: Names of trainable parameters.
-        normed: Normalised values.
+        normalise: Gives the normalised values.
         weight: Scales.
         bias: Summands.
         dim: Dimension along which they vary; None: the last ones.
     """
+    name, bias_name = name_of(weight), name_of(bias)
+    if not name and not bias_name:
+        return None
+    normed = normalise()
     if dim is not None:
         view = _along(normed.shape, dim)
     else:
@@ -233,7 +238,6 @@ def _affine(
         output = normed * weight.view(view)
     elif bias is not None:
         output = normed + bias.view(view)
-    name, bias_name = name_of(weight), name_of(bias)
     use = ScaleUse(
         (*name, *bias_name),
         output.shape,
