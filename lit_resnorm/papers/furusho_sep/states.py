@@ -13,7 +13,7 @@ from lit_resnorm.papers.furusho2020.source import build
 from lit_resnorm.papers.item import Row, Settings, cell_seed
 from lit_resnorm.papers.summaries import Curve, curve, where
 from lit_resnorm.papers.training import device, examples
-from lit_resnorm.theory import coactivation, kernel_angles
+from lit_resnorm.theory import coactivation, fisher_theory, kernel_angles
 
 __all__ = ["SCALES", "VARIANTS", "of_variant", "pair_rows"]
 
@@ -55,7 +55,9 @@ def pair_rows(settings: Settings, variant: str, draw: int, seed: int) -> list[Ro
 
     Rows have `depth` (blocks passed) and `angle` (radians); those of a hidden layer
     also `coactivation`, measured, `from_angle`, its theory at the angle of the
-    pre-activations, and `spread`, the mean distance between the two by pair.
+    pre-activations, `spread`, the mean distance between the two by pair, `from_input`,
+    the theory at the angle of the block's input, and `recursion`, the theory at the
+    angles that the kernels of this batch, centred by batch norm, should have.
     """
     x_ND = _inputs(settings, draw, seed).to(device(settings))
     torch.manual_seed(cell_seed(seed, "weights", draw))
@@ -67,12 +69,16 @@ def pair_rows(settings: Settings, variant: str, draw: int, seed: int) -> list[Ro
         num_classes=1,
     ).to(x_ND.device)
     rows: dict[int, Row] = {}
+    own = _recursion(settings, variant, x_ND)
     upper = torch.triu(torch.ones(len(x_ND), len(x_ND)), 1).bool().to(x_ND.device)
 
     def tap(block: int, name: str, value: Tensor) -> None:
         row = rows.setdefault(block, {"depth": block})
         if name == "in":
-            row["angle"] = _mean_angle(value, upper)
+            angles = kernel_angles(value.double() @ value.double().T)[upper]
+            row["angle"] = float(angles.mean())
+            row["from_input"] = float(coactivation(angles).mean())
+            row["recursion"] = own[block]
         elif name == "norm1":
             angles = kernel_angles(value.double() @ value.double().T)[upper]
             on_ND = (value > 0).double()
@@ -89,6 +95,21 @@ def pair_rows(settings: Settings, variant: str, draw: int, seed: int) -> list[Ro
     with untouched(module) as run, torch.no_grad():
         run(lambda: module.net(x_ND, tap))
     return list(rows.values())
+
+
+def _recursion(settings: Settings, variant: str, x_ND: Tensor) -> list[float]:
+    """Return the co-activation that the kernels of a batch should have, by block."""
+    x_ND = x_ND.double().cpu()
+    width, depth = settings["width"], settings["depth"]
+    theory = fisher_theory(variant, x_ND @ x_ND.T / x_ND.shape[1], depth, width)
+    upper_NN = torch.triu(torch.ones(len(x_ND), len(x_ND)), 1).bool()
+    found = []
+    for kernel_NN in theory.kernels[:-1]:
+        if variant == "res2_bn":  # which takes the mean over the batch out
+            mean_N = kernel_NN.mean(0)
+            kernel_NN = kernel_NN - mean_N[:, None] - mean_N + mean_N.mean()
+        found.append(float(coactivation(kernel_angles(kernel_NN)[upper_NN]).mean()))
+    return found
 
 
 def _mean_angle(h_ND: Tensor, upper_NN: Tensor) -> float:
