@@ -9,6 +9,8 @@ __all__ = ["ENTRIES", "Entry", "said_of"]
 FURUSHO2020 = "Furusho & Ikeda (2020), APSIPA Trans. Signal Inf. Process. 9, e9"
 FURUSHO_SEP = "Furusho & Ikeda (2019), ACML, PMLR 101:94-108"
 LABATIE2019 = "Labatie (2019), ICML, arXiv 1811.03087"
+JASTRZEBSKI2018 = "Jastrzebski et al. (2018), ICLR, arXiv 1710.04773"
+ARPIT2019 = "Arpit & Bengio (2019), arXiv 1901.03611"
 
 
 class Entry(NamedTuple):
@@ -183,6 +185,62 @@ _ENTRIES = (
         f"{LABATIE2019}; author's article (mentioned, without data)",
         "P",
         "labatie2019.nobn",
+    ),
+    Entry(
+        "jastrzebski2018.cosine",
+        "Trained blocks move the state down the loss",
+        f"{JASTRZEBSKI2018} (a review version)",
+        "P",
+        "jastrzebski2018.blocks",
+    ),
+    Entry(
+        "jastrzebski2018.ratio",
+        "The first blocks change the state most",
+        f"{JASTRZEBSKI2018} (a review version)",
+        "P",
+        "jastrzebski2018.blocks",
+    ),
+    Entry(
+        "jastrzebski2018.readout",
+        "Accuracy of early read-outs rises gradually with depth",
+        f"{JASTRZEBSKI2018} (a review version)",
+        "P",
+        "jastrzebski2018.blocks",
+    ),
+    Entry(
+        "jastrzebski2018.drop",
+        "Accuracy hardly falls without one of the upper blocks",
+        f"{JASTRZEBSKI2018} (a review version)",
+        "D",
+        "jastrzebski2018.blocks",
+    ),
+    Entry(
+        "jastrzebski2018.sharing",
+        "Sharing blocks explodes at initialisation unless batch norms are unshared",
+        f"{JASTRZEBSKI2018} (a review version)",
+        "P",
+        "jastrzebski2018.sharing",
+    ),
+    Entry(
+        "jastrzebski2018.unrolling",
+        "Repeating the last block, scaled, lowers the loss",
+        f"{JASTRZEBSKI2018} (a review version)",
+        "P",
+        "jastrzebski2018.unrolling",
+    ),
+    Entry(
+        "arpit2019.hidden",
+        "He's weights keep the norm of the input in every hidden state",
+        f"{ARPIT2019} (abstract)",
+        "A",
+        "arpit2019.norms",
+    ),
+    Entry(
+        "arpit2019.gradient",
+        "He's weights keep the norm of the error in every layer's gradient",
+        f"{ARPIT2019} (abstract)",
+        "A",
+        "arpit2019.norms",
     ),
 )
 ENTRIES = {entry.name: entry for entry in _ENTRIES}

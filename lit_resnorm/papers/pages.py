@@ -36,6 +36,16 @@ TITLES = {
         "Characterizing well-behaved vs. pathological deep neural networks. ICML 2019, "
         "arXiv 1811.03087",
     ),
+    "jastrzebski2018": (
+        "Jastrzebski et al. (2018)",
+        "Residual connections encourage iterative inference. ICLR 2018, arXiv "
+        "1710.04773",
+    ),
+    "arpit2019": (
+        "Arpit & Bengio (2019)",
+        "The benefits of over-parameterization at initialization in deep ReLU "
+        "networks. arXiv 1901.03611",
+    ),
 }
 
 

@@ -1,0 +1,1 @@
+"""Arpit & Bengio (2019): norms of states and gradients in deep rectifier nets."""

@@ -1,0 +1,1 @@
+"""Jastrzebski et al. (2018): residual connections and iterative inference."""
