@@ -15,7 +15,7 @@ def test_resnet18_agrees_with_pyhessian():
     pyhessian = pytest.importorskip("pyhessian", reason="the bench group is absent")
     torch.manual_seed(0)
     net = torchvision.models.resnet18(num_classes=10)
-    x, y = torch.randn(4, 3, 32, 32), torch.arange(4)
+    x, y = torch.randn(4, 3, 16, 16), torch.arange(4)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0

@@ -183,7 +183,7 @@ def test_processes_give_the_numbers_of_this_one(tmp_path):
 
 def test_every_item_is_whole():
     items = all_items()
-    assert len(items) == 30
+    assert len(items) == 32
     for name, item in items.items():
         assert item.name == name
         assert all((item.title, item.source, item.claim, item.differs))

@@ -8,6 +8,7 @@ __all__ = ["ENTRIES", "Entry", "said_of"]
 
 FURUSHO2020 = "Furusho & Ikeda (2020), APSIPA Trans. Signal Inf. Process. 9, e9"
 FURUSHO_SEP = "Furusho & Ikeda (2019), ACML, PMLR 101:94-108"
+JASTRZEBSKI2020 = "Jastrzebski et al. (2020), ICLR, arXiv 2002.09572"
 LABATIE2019 = "Labatie (2019), ICML, arXiv 1811.03087"
 JASTRZEBSKI2018 = "Jastrzebski et al. (2018), ICLR, arXiv 1710.04773"
 ARPIT2019 = "Arpit & Bengio (2019), arXiv 1901.03611"
@@ -241,6 +242,20 @@ _ENTRIES = (
         f"{ARPIT2019} (abstract)",
         "A",
         "arpit2019.norms",
+    ),
+    Entry(
+        "jastrzebski2020.break_even",
+        "Curvature grows until the steps no longer bear it, by learning rate",
+        f"{JASTRZEBSKI2020}, abstract",
+        "A",
+        "jastrzebski2020.break_even",
+    ),
+    Entry(
+        "jastrzebski2020.noise",
+        "Larger rates lead to less gradient noise, better conditioned",
+        f"{JASTRZEBSKI2020}, abstract and numbers of a review version",
+        "A",
+        "jastrzebski2020.noise",
     ),
 )
 ENTRIES = {entry.name: entry for entry in _ENTRIES}

@@ -31,6 +31,11 @@ TITLES = {
         "ResNet and batch-normalization improve data separability. ACML 2019, PMLR "
         "101:94-108",
     ),
+    "jastrzebski2020": (
+        "Jastrzebski et al. (2020)",
+        "The break-even point on optimization trajectories of deep neural networks. "
+        "ICLR 2020, arXiv 2002.09572",
+    ),
     "labatie2019": (
         "Labatie (2019)",
         "Characterizing well-behaved vs. pathological deep neural networks. ICML 2019, "
