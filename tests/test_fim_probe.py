@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lit_resnorm import modules
-from lit_resnorm.explanations import reference
 from lit_resnorm.measures.fisher import fisher_spectrum
 from lit_resnorm.measures.passes.batches import network_output
 from lit_resnorm.measures.passes.untouched import identity
 from lit_resnorm.measures.rates import largest_rate
+from lit_resnorm.quantities.explanations import reference
 from lit_resnorm_callbacks import Cadence, FIMEigenvalueProbe
 from lit_resnorm_callbacks.fim_eigenvalues import targets_of
 

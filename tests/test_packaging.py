@@ -82,5 +82,5 @@ def test_the_contributors_table_has_every_folder_and_loose_module():
     for path in folders | loose:
         place = path.relative_to(ROOT).as_posix() + ("/" if path.is_dir() else "")
         assert f"`{place}`" in said
-    allowed = {"errors", "explanations", "figures", "quantities"}
+    allowed = {"errors", "figures", "quantities"}
     assert {path.stem for path in loose} <= allowed

@@ -13,9 +13,9 @@ import pytest
 import shipped_quantities
 import values_page
 
-from lit_resnorm.explanations import EXPLANATIONS, reference
 from lit_resnorm.measures import FisherOptions, fisher_spectrum
 from lit_resnorm.measures.passes.untouched import identity
+from lit_resnorm.quantities.explanations import EXPLANATIONS, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -163,7 +163,7 @@ def test_every_warning_of_a_callback_says_where_it_is_explained():
     for place, call in found.items():
         names = {*re.findall(r"['\"](\w+)['\"]", call)} & EXPLANATIONS.keys()
         assert names or "reference(" in call or "{see}" in call, (
-            f"{place}: name an entry of lit_resnorm/explanations.py"
+            f"{place}: name an entry of lit_resnorm/quantities/explanations.py"
         )
 
 

@@ -1,13 +1,13 @@
 """The page that says of each logged value what it means, and what to do.
 
-It is made of what probes declare and of `lit_resnorm.explanations`; running
+It is made of what probes declare and of `lit_resnorm.quantities.explanations`; running
 `tests/shipped_quantities.py` writes it.
 """
 
 import re
 from pathlib import Path
 
-from lit_resnorm.explanations import EXPLANATIONS, VALUES_PAGE
+from lit_resnorm.quantities.explanations import EXPLANATIONS, VALUES_PAGE
 
 PATH = Path(__file__).parents[1] / VALUES_PAGE
 
@@ -17,7 +17,7 @@ BEGINNING = """\
 Warnings of probes, the findings of `lit-resnorm compare` and of `lit-resnorm diagnose`
 refer to this page. First what may be found, then every value that a probe logs. The
 page is written by `tests/shipped_quantities.py`, from what probes declare and from
-`lit_resnorm/explanations.py`.
+`lit_resnorm/quantities/explanations.py`.
 
 A value's step is the number of optimizer steps that the weights had taken. `<site>` is
 a place in the network, in the order of execution: `017.net.blocks.3.act`. Our modules

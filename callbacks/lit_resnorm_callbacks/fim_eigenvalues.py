@@ -11,7 +11,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
-from lit_resnorm.explanations import SATURATED, ratio_in_words
 from lit_resnorm.measures.fisher import (
     Examinations,
     FisherForm,
@@ -28,6 +27,7 @@ from lit_resnorm.measures.passes.batches import num_rows, take_rows, targets_of
 from lit_resnorm.measures.passes.untouched import Reduce, identity, untouched
 from lit_resnorm.measures.rates import largest_rate
 from lit_resnorm.quantities import OPTIMIZER_KINDS, Quantity
+from lit_resnorm.quantities.explanations import SATURATED, ratio_in_words
 from lit_resnorm_callbacks.probe.probe import Batch, Cadence, Probe
 from lit_resnorm_callbacks.probe.training_loss import NotComparableError, trained_loss
 

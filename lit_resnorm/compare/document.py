@@ -24,7 +24,6 @@ from lit_resnorm.compare.grouping import (
 )
 from lit_resnorm.compare.recorded import Recorded, Series
 from lit_resnorm.compare.thinning import SHOWN_STEPS, even_places, kept_places
-from lit_resnorm.explanations import EXPLANATIONS
 from lit_resnorm.quantities import (
     Declared,
     Quantity,
@@ -32,6 +31,7 @@ from lit_resnorm.quantities import (
     along_depth,
     find_declared,
 )
+from lit_resnorm.quantities.explanations import EXPLANATIONS
 from lit_resnorm.runs.json_lines import plain
 
 

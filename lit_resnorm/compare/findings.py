@@ -17,8 +17,8 @@ from lit_resnorm.compare.columns import stage_series, told
 from lit_resnorm.compare.config import told_setting
 from lit_resnorm.compare.divergence import broken_loss, run_has_diverged, training_loss
 from lit_resnorm.compare.recorded import Recorded, Series
-from lit_resnorm.explanations import SATURATED, SLOW, ratio_in_words
 from lit_resnorm.quantities import find_declared
+from lit_resnorm.quantities.explanations import SATURATED, SLOW, ratio_in_words
 
 LABATIE = "Labatie 2019, arXiv 1811.03087"
 FURUSHO = "Furusho & Ikeda 2020, doi 10.1017/ATSIP.2020.7"
@@ -44,7 +44,7 @@ class RunFinding:
     Attributes:
         run: Its place; None: about all runs.
         severity: How bad it is.
-        name: What it is about, in `lit_resnorm.explanations`.
+        name: What it is about, in `lit_resnorm.quantities.explanations`.
         text: The sentence, with its numbers, without the run's name.
         source: The paper or measure behind it.
     """

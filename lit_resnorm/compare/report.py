@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from lit_resnorm.explanations import reference
+from lit_resnorm.quantities.explanations import reference
 from lit_resnorm.runs.files import HISTORY
 from lit_resnorm.runs.history import RunHistory
 

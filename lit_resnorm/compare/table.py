@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_resnorm.errors import escaped, printable
-from lit_resnorm.explanations import reference
+from lit_resnorm.quantities.explanations import reference
 from lit_resnorm.runs.json_lines import NOT_FINITE
 
 _STYLES = {"bad": "red", "warn": "yellow", "good": "green", "info": "dim"}

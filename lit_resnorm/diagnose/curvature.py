@@ -8,11 +8,11 @@ from lit_resnorm.diagnose.descent import Descent
 from lit_resnorm.diagnose.rate_trials import Trials, stable_rates
 from lit_resnorm.diagnose.report import Curvature, Finding, StableRates, Trial
 from lit_resnorm.diagnose.subject import Subject, silent
-from lit_resnorm.explanations import SATURATED
 from lit_resnorm.measures.copies.first_pass import FirstPass
 from lit_resnorm.measures.fisher import fisher_spectrum
 from lit_resnorm.measures.passes.batches import target_of
 from lit_resnorm.measures.passes.progress import watched
+from lit_resnorm.quantities.explanations import SATURATED
 
 HARDLY = 0.98
 """Share of the first loss above which steps have hardly moved it."""

@@ -19,7 +19,7 @@ from lit_resnorm.diagnose.report import (
     Suggestion,
 )
 from lit_resnorm.errors import escaped
-from lit_resnorm.explanations import SLOW, ratio_in_words, reference
+from lit_resnorm.quantities.explanations import SLOW, ratio_in_words, reference
 
 MOST_ROWS = 24
 _PROVENANCE = {"P": "published", "D": "derived", "A": "abstract", "R": "literature"}

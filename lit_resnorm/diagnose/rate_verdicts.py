@@ -9,7 +9,7 @@ from lit_resnorm.diagnose.curvature import CLEARLY, HARDLY, Tried
 from lit_resnorm.diagnose.descent import Descent
 from lit_resnorm.diagnose.rate_trials import NUM_STEPS
 from lit_resnorm.diagnose.report import Curvature, Finding, Severity, Suggestion, Trial
-from lit_resnorm.explanations import SATURATED, SLOW, ratio_in_words
+from lit_resnorm.quantities.explanations import SATURATED, SLOW, ratio_in_words
 
 LITTLE = 0.25
 """Share of what a smaller rate gains at which a rate gains too little."""

@@ -12,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lit_resnorm.explanations import reference
 from lit_resnorm.modules.losses import (
     LOSSES,
     SUM_DTYPE,
@@ -27,6 +26,7 @@ from lit_resnorm.modules.optimizers import (
     scheduled,
 )
 from lit_resnorm.nets.layers import choose
+from lit_resnorm.quantities.explanations import reference
 
 __all__ = ["LitClassifier"]
 

@@ -15,7 +15,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_resnorm.explanations import reference
 from lit_resnorm.measures.copies.copies import ModelFunction
 from lit_resnorm.measures.copies.optimizer import (
     check_elementwise,
@@ -33,6 +32,7 @@ from lit_resnorm.population.members import (
     member_targets,
     noisy_labels,
 )
+from lit_resnorm.quantities.explanations import reference
 
 __all__ = ["Population"]
 

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_resnorm.explanations import reference
+from lit_resnorm.quantities.explanations import reference
 from lit_resnorm.runs.files import (
     CONFIG,
     HISTORY,

@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_resnorm.explanations import reference
 from lit_resnorm.quantities import SITE_KEY
+from lit_resnorm.quantities.explanations import reference
 from lit_resnorm.runs.files import HISTORY, RESUMED, STEP_KEY
 from lit_resnorm.runs.history import RunHistory
 from lit_resnorm.runs.json_lines import NOT_FINITE, read_rows

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lit_resnorm.explanations import reference
+from lit_resnorm.quantities.explanations import reference
 
 HOOKS = frozenset(
     name
@@ -195,8 +195,9 @@ class Guarded(Callback):
         Args:
             reason: What is told once.
             message: The warning.
-            explanation: Name of what explains it, in `lit_resnorm.explanations`; a
-                probe of another package may have none.
+            explanation: Name of what explains it, in
+                `lit_resnorm.quantities.explanations`; a probe of another package may
+                have none.
         """
         reason = re.sub(r"(0x)?\d[\da-f]*", "#", reason)
         warned = self.__dict__.setdefault("_warned", set())

@@ -14,7 +14,6 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_resnorm.explanations import reference
 from lit_resnorm.measures.copies.copies import Copies
 from lit_resnorm.measures.losses import LossFn, Reduction, losses_of, reduction_of
 from lit_resnorm.measures.passes.batch_dim import examples_first, targets_first
@@ -22,6 +21,7 @@ from lit_resnorm.measures.passes.batches import num_rows, take_rows, target_of
 from lit_resnorm.measures.passes.sites import Site
 from lit_resnorm.measures.passes.untouched import Reduce, untouched
 from lit_resnorm.quantities import Quantity
+from lit_resnorm.quantities.explanations import reference
 from lit_resnorm_callbacks.probe.counts import check_count
 from lit_resnorm_callbacks.probe.loggers import send_tables
 from lit_resnorm_callbacks.probe.probe import Batch, Cadence, Probe
