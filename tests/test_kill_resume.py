@@ -244,6 +244,13 @@ def trained(run, *args, at=None, act=kill_all, **options):
     return forked(go, said=said_in(run))
 
 
+def run_below(folder):
+    """Return a run's directory of the name that all have: figures show it."""
+    run = folder / "small/run"
+    run.parent.mkdir(parents=True)
+    return run
+
+
 def said_in(run):
     return run.with_suffix(".txt")
 
@@ -276,7 +283,7 @@ def assert_same_runs(broken, whole):
 def test_a_run_that_is_killed_after_each_checkpoint_is_the_unbroken_one(
     tmp_path, variant
 ):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole, broken = run_below(tmp_path / "whole"), run_below(tmp_path / "broken")
     assert trained(whole, variant) == 0, said(whole)
     kills = 0
     while trained(broken, variant, at=SAVED) == -signal.SIGKILL:
@@ -314,7 +321,7 @@ MOMENTS = {
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    run = tmp_path_factory.mktemp("unbroken") / "whole"
+    run = run_below(tmp_path_factory.mktemp("unbroken"))
     assert trained(run, probes=[twins()]) == 0, said(run)
     assert "tables/stability/twins.jsonl" in recorded(run)["tables"]
     assert recorded(run)["figures"]
@@ -325,7 +332,7 @@ def unbroken(tmp_path_factory):
 def test_a_run_that_is_killed_at_a_moment_is_the_unbroken_one(
     unbroken, tmp_path, moment
 ):
-    run = tmp_path / "broken"
+    run = run_below(tmp_path)
     for at in MOMENTS[moment]:
         assert trained(run, probes=[twins()], at=at) == -signal.SIGKILL, said(run)
     assert trained(run, probes=[twins()]) == 0, said(run)
@@ -334,7 +341,7 @@ def test_a_run_that_is_killed_at_a_moment_is_the_unbroken_one(
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_half_written_checkpoint_is_passed_over(unbroken, tmp_path, count):
-    run = tmp_path / "broken"
+    run = run_below(tmp_path)
     run.mkdir()
     at = SAVED._replace(count=count)
 
@@ -353,12 +360,12 @@ def test_a_half_written_checkpoint_is_passed_over(unbroken, tmp_path, count):
 @pytest.mark.parametrize("variant", ["each epoch", "each step"])
 def test_fifty_kills_at_random_moments_lose_no_row(tmp_path, variant):
     draw = random.Random(variant)
-    whole = tmp_path / "whole"
+    whole = run_below(tmp_path / "whole")
     began = time.monotonic()
     assert trained(whole, variant) == 0, said(whole)
     lasts, kills, number = time.monotonic() - began, 0, 0
     while kills < 25:
-        run, number = tmp_path / f"broken{number}", number + 1
+        run, number = run_below(tmp_path / f"{number}"), number + 1
         for _ in range(draw.randint(1, 4)):
             pid = started(lambda run=run: train(run, variant), said=said_in(run))
             time.sleep(draw.uniform(0.1, 1.2) * lasts)

@@ -52,6 +52,12 @@ def run_in(folder):
     return folder / "runs/small/a"
 
 
+def whole_run(folder, *words):
+    """Return the directory of an unbroken run, begun under the name that all have."""
+    assert fit(folder, *words, "--run", "a") == 0, said(folder)
+    return run_in(folder).rename(folder / "whole")
+
+
 def said(folder):
     return (folder / "said.txt").read_text()
 
@@ -139,13 +145,13 @@ BEGINNINGS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", BEGINNINGS)
 def test_a_run_without_a_checkpoint_begins_anew_in_place(folder, moment):
-    assert fit(folder, "--run", "whole") == 0
+    whole = whole_run(folder)
     assert fit(folder, "--run", "a", at=BEGINNINGS[moment]) == -signal.SIGKILL
     assert fit(folder, *GO_ON) == 0, said(folder)
     assert "--ckpt_path last: runs/small/a has no checkpoint, it begins anew" in said(
         folder
     )
-    assert recorded(run_in(folder)) == recorded(folder / "runs/small/whole")
+    assert recorded(run_in(folder)) == recorded(whole)
     config = yaml.safe_load((run_in(folder) / "config.yaml").read_text())
     assert config["model"]["init_args"]["width"] == 8
 
@@ -310,7 +316,7 @@ SIGNALS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 def test_after_any_signal_a_run_goes_on_without_a_lost_row(folder, number):
-    assert fit(folder, "--run", "whole") == 0
+    whole = whole_run(folder)
     status, word = SIGNALS[number]
     send = lambda: os.kill(os.getpid(), number)  # noqa: E731
     assert fit(folder, "--run", "a", at=Moment(STEP, 5), act=send) == status
@@ -319,7 +325,7 @@ def test_after_any_signal_a_run_goes_on_without_a_lost_row(folder, number):
         assert json.loads(summary.read_text())["status"] == word
     assert read_run(run_in(folder)).summary["status"] == "interrupted"
     assert fit(folder, *GO_ON) == 0, said(folder)
-    assert recorded(run_in(folder)) == recorded(folder / "runs/small/whole")
+    assert recorded(run_in(folder)) == recorded(whole)
 
 
 def test_the_lock_names_its_process(tmp_path):
@@ -370,11 +376,11 @@ def test_a_job_that_slurm_requeues_goes_on_where_it_was(folder, monkeypatch, mom
     monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
     probe = "--trainer.callbacks+=ActivationRateMonitor"
     words = (probe, "--trainer.callbacks.cadence", "2", "--ckpt_path", "last")
-    assert fit(folder, *words, "--run", "whole") == 0, said(folder)
+    whole = whole_run(folder, *words)
     send = lambda: os.kill(os.getpid(), signal.SIGUSR1)  # noqa: E731
     at = REQUEUED_AT[moment]
     assert fit(folder, *words, "--run", "a", at=at, act=send) == -signal.SIGKILL
     assert (folder / "requeued.txt").read_text() == "requeue 17\n"
     assert last_checkpoint(run_in(folder)).name == "hpc_ckpt_1.ckpt"
     assert fit(folder, *words, "--run", "a") == 0, said(folder)
-    assert recorded(run_in(folder)) == recorded(folder / "runs/small/whole")
+    assert recorded(run_in(folder)) == recorded(whole)
