@@ -293,8 +293,9 @@ def test_shared_layers_train_alike_under_all_probes_at_once(variant, devices):
     assert_same_state(probed, weights([])[0])
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("devices", [1, 2])
 def test_every_kind_of_state_is_kept_under_all_probes_at_once(devices):
     options = {"devices": devices, "moves_weights": False}
     probed, trainer = stateful_run(all_probes(), **options)
@@ -599,8 +600,9 @@ COMPILED = {
 
 # Dynamo's, where it traces `self.log`.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+# Dynamo takes seconds a case.
+@pytest.mark.parametrize("probe", cases_of(PROBES, slow=PROBES.keys() - {"activation"}))
 @pytest.mark.parametrize("make", COMPILED.values(), ids=COMPILED)
-@every_probe_mostly_quick
 def test_passes_of_probes_run_nothing_that_is_compiled(probe, make):
     def run(probes):
         torch.compiler.reset()
