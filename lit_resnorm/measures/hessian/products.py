@@ -20,6 +20,7 @@ from lit_resnorm.measures.fisher import Examinations, FisherOptions
 from lit_resnorm.measures.fisher.measurement import Measurement, measurement
 from lit_resnorm.measures.fisher.network import Network
 from lit_resnorm.measures.hessian.second_derivative import (
+    ComposedWeightNorm,
     check_differentiable,
     functions_in,
     naming_operations,
@@ -237,7 +238,7 @@ class HessianProducts:
         """Return what some rows add to the loss."""
         measured, examples = self._measured, self._measured.examples
         part = take_rows(examples.x, rows)
-        with torch.enable_grad():
+        with torch.enable_grad(), ComposedWeightNorm():
             output = measured.sweep.run(
                 lambda: measured.sweep.network(part, parameters)
             )

@@ -1,13 +1,38 @@
-"""Which operation of a loss has no second derivative."""
+"""Second derivatives: which operation has none, and one that torch gets wrong."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class ComposedWeightNorm(TorchFunctionMode):
+    """Applies weight norm by single operations.
+
+    Torch's own kernel takes the norms for constants in its second derivative, which is
+    then neither right nor symmetric.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is torch._weight_norm:
+            return _weight_normed(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _weight_normed(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 @contextmanager
