@@ -51,7 +51,7 @@ def test_the_quickstart_reaches_95_percent(run):
 
 
 @pytest.mark.slow
-def test_it_logs_loss_accuracy_and_the_rate_of_every_hidden_layer(run):
+def test_it_logs_loss_accuracy_and_the_rate_of_every_hidden_layer(run, run_dir):
     history = run.history.set_index("step")
     epochs = run.config["config"]["trainer"]["max_epochs"]
     steps = epochs * 21
