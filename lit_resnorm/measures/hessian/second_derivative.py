@@ -26,7 +26,7 @@ class ComposedWeightNorm(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is torch._weight_norm:
+        if func is torch._weight_norm:  # pyright: ignore[reportPrivateImportUsage]
             return _weight_normed(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
