@@ -207,7 +207,9 @@ def measure(rank, name, shares, options):
 
 @pytest.mark.ddp
 @pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("shares", [(5, 2), (1, 0, 6)], ids=str)
+@pytest.mark.parametrize(
+    "shares", [(5, 2), pytest.param((1, 0, 6), marks=pytest.mark.slow)], ids=str
+)
 def test_all_ranks_take_rows_of_different_ways_alike(name, shares):
     model, x = net(name)
     expected = nonzero_eigenvalues(explicit_fisher(model, x))
@@ -260,7 +262,9 @@ def refused(rank, shares):
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("shares", [(5, 2), (1, 0, 6)], ids=str)
+@pytest.mark.parametrize(
+    "shares", [(5, 2), pytest.param((1, 0, 6), marks=pytest.mark.slow)], ids=str
+)
 def test_all_ranks_refuse_norms_that_some_rows_pass_by_and_none_waits(shares):
     found = run_ranks(refused, len(shares), shares)
     for said, total in found:

@@ -57,10 +57,9 @@ PROBES = {
     "norms": NormPreservationMonitor,
     "stability": StabilityProbe,
 }
-# Many passes a measurement: by themselves they meet the contract in slow tests, and
-# with all other probes at once in fast ones.
+# By themselves these meet the contract in slow tests, and with all other probes at once
+# in fast ones: they take many passes, or share what they do around a step.
 OF_MANY_PASSES = ("gradcov", "hessian", "inference", "norms")
-# These share what they do around a step, and in the quick tests a part of the contract.
 OF_STEPS = ("gradients", "headroom")
 # A headroom is that of a step: the weights that a training ends with have none.
 OF_WEIGHTS = {name: probe for name, probe in PROBES.items() if name != "headroom"}
@@ -71,7 +70,7 @@ def last(probe, step):
     return [step] * (probe in OF_WEIGHTS.values())
 
 
-def cases_of(probes, slow=OF_MANY_PASSES):
+def cases_of(probes, slow=(*OF_MANY_PASSES, *OF_STEPS)):
     """Return cases of probes by name."""
     return [
         pytest.param(probe, id=name, marks=[pytest.mark.slow] * (name in slow))
@@ -79,13 +78,7 @@ def cases_of(probes, slow=OF_MANY_PASSES):
     ]
 
 
-def mostly_quick(probes):
-    """Return the same, those of steps among the slow tests."""
-    return cases_of(probes, slow=(*OF_MANY_PASSES, *OF_STEPS))
-
-
 every_probe = pytest.mark.parametrize("probe", cases_of(PROBES))
-every_probe_mostly_quick = pytest.mark.parametrize("probe", mostly_quick(PROBES))
 # These need twins, or a step, where the others look at a network alone.
 NOT_BY_SITE = ("gradcov", "gradients", "headroom", "hessian", "stability")
 BY_SITE = {name: probe for name, probe in PROBES.items() if name not in NOT_BY_SITE}
@@ -164,7 +157,7 @@ def test_training_is_bit_identical_with_and_without_the_probe(probe, options):
     assert_same_state(probed, bare)
 
 
-@every_probe_mostly_quick
+@every_probe
 def test_training_with_bf16_autocast_is_bit_identical_too(probe):
     options = {"precision": "bf16-mixed", "steps": 6}
     bare = training_state(*fit([], **options))
@@ -183,7 +176,7 @@ TIED = {
 
 
 @pytest.mark.parametrize("variant", TIED.values(), ids=TIED)
-@pytest.mark.parametrize("probe", mostly_quick(OF_TIED))
+@pytest.mark.parametrize("probe", cases_of(OF_TIED))
 def test_training_of_a_variant_with_shared_layers_is_bit_identical(probe, variant):
     def trained(probes):
         L.seed_everything(7, verbose=False)
@@ -235,7 +228,7 @@ def stateful_run(probes, *, devices=1, **options):
     return state, trainer
 
 
-@pytest.mark.parametrize("probe", mostly_quick(OF_TIED))
+@pytest.mark.parametrize("probe", cases_of(OF_TIED))
 def test_training_of_a_model_with_every_kind_of_state_is_bit_identical(probe):
     # Twins say once that they can't follow weights that something else moves.
     moves = probe is not StabilityProbe
@@ -254,7 +247,7 @@ def test_training_of_a_model_whose_state_feeds_its_output_is_bit_identical(probe
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.parametrize("probe", mostly_quick(OF_TIED))
+@pytest.mark.parametrize("probe", cases_of(OF_TIED))
 def test_training_of_a_stateful_model_on_two_ranks_is_bit_identical(probe):
     probes = [probe(cadence=3, num_examples=5)]
     options = {"devices": 2, "moves_weights": probe is not StabilityProbe}
@@ -337,7 +330,7 @@ def test_probe_runs_at_the_steps_of_its_cadence_once_each(probe):
     assert recorder.steps(probe().name) == [7, 14]
 
 
-@every_probe_mostly_quick
+@every_probe
 def test_steps_count_optimizer_steps_under_accumulation_and_mid_epoch_validation(probe):
     recorder = Recorder()
     fit(
@@ -421,7 +414,7 @@ def test_resumed_run_repeats_and_misses_no_step(probe, tmp_path):
     assert part.steps(name) + rest.steps(name) == whole.steps(name)
 
 
-@every_probe_mostly_quick
+@every_probe
 def test_two_probes_of_a_kind_keep_apart(probe):
     pair = [probe(name="one", cadence=5), probe(name="two", num_examples=8)]
     trainer, _ = fit(pair, steps=5)
@@ -460,7 +453,7 @@ def test_probe_works_from_validate_and_test_under_inference_mode(probe):
         assert all(math.isfinite(v) for v in values(trainer, probe().name).values())
 
 
-@pytest.mark.parametrize("probe", mostly_quick(OF_WEIGHTS))
+@pytest.mark.parametrize("probe", cases_of(OF_WEIGHTS))
 def test_testing_the_trained_weights_measures_them_once_and_changed_ones_again(probe):
     recorder = Recorder()
     trainer, module = fit([probe(cadence=20)], logger=recorder)
@@ -472,14 +465,14 @@ def test_testing_the_trained_weights_measures_them_once_and_changed_ones_again(p
     assert recorder.steps(probe().name) == [0, 20, 20]
 
 
-@every_probe_mostly_quick
+@every_probe
 def test_sanity_check_measures_nothing(probe):
     recorder = Recorder()
     fit([probe(cadence=Cadence(100, False, False))], logger=recorder, steps=2)
     assert recorder.steps(probe().name) == []
 
 
-@every_probe_mostly_quick
+@every_probe
 def test_fast_dev_run_measures_once(probe):
     counted = []
 
@@ -492,7 +485,7 @@ def test_fast_dev_run_measures_once(probe):
     assert len(counted) == 1
 
 
-@every_probe_mostly_quick
+@every_probe
 def test_csv_logger_keeps_every_row(probe, tmp_path):
     fit([probe(cadence=5)], logger=CSVLogger(tmp_path, flush_logs_every_n_steps=1))
     text = next(tmp_path.rglob("metrics.csv")).read_text()
@@ -519,7 +512,7 @@ def test_torchvision_resnet_is_measured_as_it_is(probe):
     assert f"{probe().name}/failed" not in measured
 
 
-@every_probe_mostly_quick
+@every_probe
 def test_dict_batches_reach_forward_by_the_names_of_its_parameters(probe):
     class Dicts(FunctionalNet):
         def forward(self, x, scale=None):
@@ -688,7 +681,7 @@ def planted(probe, name):
     return type(probe.__name__, (probe,), {name: fails})
 
 
-@every_probe_mostly_quick
+@every_probe
 @pytest.mark.parametrize("hook", RUN_HOOKS)
 def test_no_hook_that_fails_ends_or_changes_a_run(probe, hook, tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=3)
@@ -724,7 +717,7 @@ class Refusing(Recorder):
         raise BrokenPipeError("planted")
 
 
-@every_probe_mostly_quick
+@every_probe
 @pytest.mark.parametrize("method", ["log_table", "log_image"])
 def test_a_logger_that_takes_no_table_or_image_costs_the_others_nothing(probe, method):
     other = Recorder()
@@ -818,7 +811,7 @@ def test_a_refusal_before_the_first_step_names_the_probe():
         assert fit([Late()], steps=3)[0].global_step == 3
 
 
-@every_probe_mostly_quick
+@every_probe
 @pytest.mark.parametrize("state", [{}, {"last_step": 3, "records": 7}, {"x": 1}])
 def test_a_damaged_state_is_a_warning_and_the_probe_begins_anew(probe, state):
     fresh = probe(cadence=2)
@@ -859,7 +852,7 @@ class OtherShape(NoForward):
         return self.n(x[:, :4])
 
 
-@every_probe_mostly_quick
+@every_probe
 @pytest.mark.parametrize("module", [NoForward, TwoInputs, ByKeyword, OtherShape])
 def test_a_model_that_cannot_be_run_is_refused_with_probe_reason_and_option(
     probe, module
@@ -1000,7 +993,7 @@ def test_a_hook_that_fails_on_one_rank_leaves_none_waiting(hook):
 
 
 @pytest.mark.ddp
-@every_probe_mostly_quick
+@every_probe
 def test_training_on_two_ranks_is_bit_identical_with_and_without_the_probe(probe):
     def weights(probes):
         L.seed_everything(7, verbose=False)

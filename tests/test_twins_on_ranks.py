@@ -152,14 +152,19 @@ def run(module, callbacks, path, **options):
     ("kind", "options"),
     [
         (OnRanks, {}),
-        (OnRanks, {"accumulate_grad_batches": 3}),
-        (ExpertsOnRanks, {}),
         (Uneven, {}),
         (Weighted, {}),
-        (Summed, {}),
-        (NeverZeroed, {}),
-        (NeverZeroed, {"gradient_clip_val": 0.1}),
-        (ZeroedInPlace, {"gradient_clip_val": 0.1}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (OnRanks, {"accumulate_grad_batches": 3}),
+                (ExpertsOnRanks, {}),
+                (Summed, {}),
+                (NeverZeroed, {}),
+                (NeverZeroed, {"gradient_clip_val": 0.1}),
+                (ZeroedInPlace, {"gradient_clip_val": 0.1}),
+            )
+        ),
     ],
 )
 def test_twins_equal_separate_training_on_as_many_ranks(tmp_path, kind, options):
